@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exception vectors and the bits of a page fault's error code (SDM volume 3A, chapter 6)."""
+
+VECTOR_DE = 0
+VECTOR_DB = 1
+VECTOR_BP = 3
+VECTOR_BR = 5
+VECTOR_UD = 6
+VECTOR_NM = 7
+VECTOR_GP = 13
+VECTOR_PF = 14
+VECTOR_MF = 16
+VECTOR_AC = 17
+VECTOR_XM = 19
+VECTOR_CP = 21
+
+PFEC_P = 0x1
+PFEC_W = 0x2
+PFEC_U = 0x4
+PFEC_RSVD = 0x8
+PFEC_I = 0x10
+PFEC_PK = 0x20
+PFEC_SGX = 0x8000
+
+# EXITINFO in the SSA frame (SDM volume 3D, "EXITINFO"): VECTOR in 7:0, TYPE in 10:8, VALID in 31.
+EXITINFO_VECTOR = 0xFF
+EXITINFO_TYPE_SHIFT = 8
+EXITINFO_TYPE_HARDWARE = 3
+EXITINFO_TYPE_SOFTWARE = 6
+EXITINFO_VALID = 1 << 31
