@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+# make setup     everything that the other targets need, in .venv (the second time is quick)
+# make demo      run an enclave program under softsgx
+# make test      the tests; make lint, make types: the other gates
+# make conformance   the Linux kernel's own SGX selftests, under softsgx
+# make bench NAME=...    one measurement, or all
+
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+
+# The distribution's Python first: another one on PATH may lack what Debian's packages bring.
+ifndef PYTHON
+PYTHON := $(shell for python in /usr/bin/python3 python3; do \
+	"$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo "$$python" && break; done)
+endif
+CC ?= cc
+
+SOURCES := pyproject.toml meson.build $(shell find csrc src -type f ! -name '*.pyc' 2>/dev/null)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup demo test lint types conformance bench clean
+
+setup: $(VENV)/installed
+
+# By name and all at once, so that one apt install is enough.
+$(VENV)/bin/python:
+	@missing=; \
+	command -v $(firstword $(CC)) >/dev/null || missing="$$missing gcc"; \
+	test -e /usr/include/stdio.h || missing="$$missing libc6-dev"; \
+	test -e /usr/include/x86_64-linux-gnu/asm/sgx.h || test -e /usr/include/asm/sgx.h \
+	|| missing="$$missing linux-libc-dev"; \
+	test -n "$(PYTHON)" || missing="$$missing python3-venv"; \
+	if test -n "$$missing"; then \
+	echo "softsgx needs packages that are not installed (Python must be 3.11 or later): apt install$$missing" >&2; \
+	exit 1; fi
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/requirements.txt: pyproject.toml $(VENV)/bin/python
+	@$(BIN)/python -c 'import tomllib; \
+	p = tomllib.load(open("pyproject.toml", "rb")); q = p["project"]; \
+	print(*p["build-system"]["requires"], *q["dependencies"], *q["optional-dependencies"]["dev"], sep="\n")' > $@.new
+	$(BIN)/python -m pip install --quiet -r $@.new
+	@mv $@.new $@
+
+$(VENV)/installed: $(VENV)/requirements.txt $(SOURCES)
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --force-reinstall .
+	@touch $@
+
+demo: setup
+	PATH="$(BIN):$$PATH" bash examples/demo.sh
+
+test: setup
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy --strict src
+
+conformance: setup
+	@PATH="$(BIN):$$PATH" bash conformance/run.sh; status=$$?; \
+	if test $$status -eq 77; then echo "conformance was not tried: what is missing is named above"; exit 0; fi; \
+	exit $$status
+
+bench: setup
+	PATH="$(BIN):$$PATH" $(BIN)/python bench/bench.py $(NAME)
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
