@@ -88,7 +88,17 @@ def cpuid_sites(fd: int) -> Sites:
 class Elf:
     """The headers of an x86-64 ELF file; reading is by offset and by virtual address."""
 
-    __slots__ = ("build_id", "entry", "fd", "headers", "segments", "shnum", "shoff", "size")
+    __slots__ = (
+        "build_id",
+        "entry",
+        "fd",
+        "headers",
+        "segments",
+        "shnum",
+        "shoff",
+        "shstrndx",
+        "size",
+    )
 
     def __init__(self, fd: int, size: int, page: bytes) -> None:
         self.fd = fd
@@ -108,7 +118,7 @@ class Elf:
             phnum,
             _,
             self.shnum,
-            _,
+            self.shstrndx,
         ) = header
         if not ident.startswith(_ELF64_LSB) or machine != _EM_X86_64 or phentsize != _PHDR.size:
             raise error("not an x86-64 ELF file")
