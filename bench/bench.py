@@ -289,7 +289,7 @@ def row(line: Result) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure softsgx against what its work costs.")
-    parser.add_argument("--name", choices=BENCHMARKS, help="run this one only")
+    parser.add_argument("name", nargs="?", choices=BENCHMARKS, help="run this one only")
     chosen = parser.parse_args().name
     try:
         compile_programs()
