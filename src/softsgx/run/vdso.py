@@ -183,7 +183,7 @@ def _read(path: str) -> bytes:
 
 def _descriptor(path: str, image: bytes) -> tuple[int, ...]:
     for kind, _, _, address, _, _, size, _ in _program_headers(image):
-        if kind == _PT_NOTE and size >= _NOTE.size:
+        if kind == _PT_NOTE and size == _NOTE.size and address + size <= len(image):
             fields = _NOTE.unpack_from(image, address)
             if fields[:4] == _NOTE_HEAD:
                 return fields[4:]
