@@ -250,6 +250,22 @@ def test_a_missing_image_is_refused_with_the_command_that_builds_it(tmp_path: Pa
         VdsoImage.load(str(tmp_path / "nothing"))
 
 
+def test_the_image_of_an_editable_install_is_found_as_the_packages_resource(
+    image: VdsoImage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(vdso, "_IMAGE", str(tmp_path / "nothing"))
+    assert VdsoImage.load().path == image.path
+
+
+def test_a_tree_that_was_never_built_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(vdso, "_IMAGE", str(tmp_path / "nothing"))
+    monkeypatch.setattr(vdso, "_NAME", "nothing")
+    with pytest.raises(SoftsgxError, match="No such file or directory"):
+        VdsoImage.load()
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"\x7fELF\x02\x01", Path("/proc/self/exe").read_bytes()[:8192]]
 )
