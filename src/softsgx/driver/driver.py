@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device nodes and their open files (kernel: driver.c).
+
+Owns the free list of the EPC.  Used by one thread; calls of several callers interleave only where
+user memory suspends one of them.
+"""
+
+import errno
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from softsgx.driver import vma
+from softsgx.driver.elrange import MemfdElrange
+from softsgx.driver.encl import Encl
+from softsgx.driver.epc_allocator import EpcAllocator
+from softsgx.driver.ioctl import sgx_ioctl
+from softsgx.driver.vma import MAP_PRIVATE, MAP_TYPE, PROT_READ, PROT_WRITE
+from softsgx.errors import DriverError
+
+if TYPE_CHECKING:
+    from softsgx.cpu.processor import Processor
+    from softsgx.driver.task import Task
+
+ENCLAVE = "enclave"
+PROVISION = "provision"
+
+# Path to kind; every other path below /dev that has to do with SGX does not exist.
+NODES = {
+    "/dev/sgx_enclave": ENCLAVE,
+    "/dev/sgx_provision": PROVISION,
+    "/dev/sgx/enclave": ENCLAVE,
+    "/dev/sgx/provision": PROVISION,
+}
+# Those that udev makes as symbolic links, with readlink's answer.
+LINKS = {
+    "/dev/sgx/enclave": "../sgx_enclave",
+    "/dev/sgx/provision": "../sgx_provision",
+}
+
+_MAP_FIXED = 0x10
+_MAP_FIXED_NOREPLACE = 0x100000
+_PAGE_SIZE = 4096
+
+
+class Driver:
+    """The SGX driver of mainline Linux over one processor."""
+
+    def __init__(self, processor: "Processor") -> None:
+        self.processor = processor
+        self.epc = EpcAllocator(processor.epc.pages)
+
+    def open_enclave(self) -> "EnclaveFile":
+        """Open /dev/sgx_enclave: a new enclave, nothing created yet."""
+        return EnclaveFile(self)
+
+    def open_provision(self) -> "ProvisionFile":
+        """Open /dev/sgx_provision."""
+        return ProvisionFile()
+
+
+class EnclaveFile:
+    """An open file of /dev/sgx_enclave, which is one enclave; shared by dup, fork and its mappings.
+
+    ``release`` is called once, when the last descriptor and the last mapping are gone; as a context
+    manager it does so at the end.  munmap alone ends nothing, and fork copies mappings that MADV_DONTFORK
+    has not marked.
+    """
+
+    grants_provisioning = False
+
+    def __init__(self, driver: Driver) -> None:
+        self.elrange = MemfdElrange()
+        self.encl = Encl(driver.processor, driver.epc, self.elrange)
+        self._released = False
+
+    def ioctl(self, request: int, arg: int, task: "Task") -> int:
+        """Answer a system call of ``task`` on the file: return its result, or raise DriverError."""
+        if self._released:
+            raise DriverError(errno.EBADF, "the enclave file is released")
+        try:
+            return sgx_ioctl(self.encl, request, arg, task)
+        finally:
+            # A release while the call was suspended: the call held a reference until now.
+            self._release_if_idle()
+
+    def check_mmap(self, address: int, length: int, prot: int, flags: int, task: "Task") -> None:
+        """Judge mmap(2) of the file; DriverError if the driver refuses.
+
+        Without MAP_FIXED or MAP_FIXED_NOREPLACE the address is not known yet, and only what does not
+        depend on it is judged: ask again with MAP_FIXED and the address chosen.  What the kernel checks
+        for any file (length, open mode, other map types) is left to it.
+        """
+        if flags & MAP_TYPE == MAP_PRIVATE:
+            raise DriverError(errno.EINVAL, "an enclave cannot be mapped MAP_PRIVATE")
+        if flags & (_MAP_FIXED | _MAP_FIXED_NOREPLACE):
+            end = address + -(-length // _PAGE_SIZE) * _PAGE_SIZE
+            self.encl.may_map(address, end, prot, task.read_implies_exec())
+        elif task.read_implies_exec():
+            raise DriverError(errno.EACCES, "the caller's personality is READ_IMPLIES_EXEC")
+
+    def check_mprotect(self, start: int, end: int, prot: int, task: "Task") -> None:
+        """Judge mprotect(2) of one VMA's part [start, end) (sgx_vma_mprotect); DriverError if refused."""
+        self.encl.may_map(start, end, prot, task.read_implies_exec())
+
+    def check_madvise(self, advice: int, prot: int = PROT_READ | PROT_WRITE) -> bool:
+        """Judge madvise(2) of a VMA of protection ``prot``: see vma.check_madvise."""
+        return vma.check_madvise(advice, prot)
+
+    def check_mremap(self, old_length: int, new_length: int, flags: int) -> None:
+        """Judge mremap(2) of a VMA: see vma.check_mremap."""
+        vma.check_mremap(old_length, new_length, flags)
+
+    def release(self) -> int:
+        """Destroy the enclave; return how many EPC pages EREMOVE refused, as a thread is still inside.
+
+        While an ioctl is suspended it holds the file: then the destruction comes at its end, and the
+        answer is 0.
+        """
+        if self._released:
+            return 0
+        self._released = True
+        return self._release_if_idle()
+
+    def _release_if_idle(self) -> int:
+        if not self._released or self.encl.ioctl_in_flight:
+            return 0
+        lost = self.encl.release()
+        self.elrange.close()
+        return lost
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+class ProvisionFile:
+    """An open file of /dev/sgx_provision: a capability for SGX_IOC_ENCLAVE_PROVISION, no more."""
+
+    grants_provisioning = True
+
+    def ioctl(self, request: int, arg: int, task: "Task") -> int:  # noqa: ARG002 - as EnclaveFile's
+        """Refuse: the node has no ioctls."""
+        raise DriverError(errno.ENOTTY, f"{request:#010x}: /dev/sgx_provision has no ioctls")
+
+    def check_mmap(self, address: int, length: int, prot: int, flags: int, task: "Task") -> None:  # noqa: ARG002 - as EnclaveFile's
+        """Refuse: the node cannot be mapped."""
+        raise DriverError(errno.ENODEV, "/dev/sgx_provision cannot be mapped")
+
+    def release(self) -> int:
+        """Do nothing: the file holds nothing."""
+        return 0

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contents of one enclave's pages in a sparse memfd whose file offset is the virtual address.
+
+Owns the memfd.  A program maps a reopened descriptor of it at offset = address, so what the processor
+reads and writes here is what the enclave's own code sees there; an absent page is a hole.
+"""
+
+import ctypes
+import os
+
+# One page-table root spans this much user address space (x86-64, four levels).
+ELRANGE_SIZE = 1 << 47
+
+_PAGE_SIZE = 4096
+# include/uapi/linux/falloc.h
+_FALLOC_FL_KEEP_SIZE = 0x01
+_FALLOC_FL_PUNCH_HOLE = 0x02
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+class MemfdElrange:
+    """cpu's Elrange over a sparse memfd, 2^47 bytes long; ``fd`` is the driver's own descriptor."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("sgx_enclave", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self.fd, ELRANGE_SIZE)
+        except OSError:
+            os.close(self.fd)
+            raise
+
+    def reopen(self, flags: int) -> int:
+        """Open the memfd anew and return the descriptor: a file description of its own for the program.
+
+        ``flags`` are open(2)'s, as the program gave them; those that create or truncate are dropped,
+        a device node ignores them.
+        """
+        ignored = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_APPEND | os.O_DIRECT | os.O_NOFOLLOW
+        return os.open(f"/proc/self/fd/{self.fd}", flags & ~ignored)
+
+    def read(self, address: int, length: int) -> bytes:
+        """Read ``length`` bytes at a linear address; a hole reads as zeros and stays a hole."""
+        data = os.pread(self.fd, length, address)
+        while len(data) < length:
+            more = os.pread(self.fd, length - len(data), address + len(data))
+            if not more:
+                raise ValueError(f"{address:#x}+{length:#x} is beyond the address space")
+            data += more
+        return data
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Write at a linear address.  A page that was a hole appears whole, by one system call."""
+        done = os.pwrite(self.fd, data, address)
+        while done < len(data):
+            done += os.pwrite(self.fd, memoryview(data)[done:], address + done)
+
+    def discard(self, address: int, length: int) -> None:
+        """Make [address, address + length) a hole; both are multiples of the page size."""
+        if address % _PAGE_SIZE or length % _PAGE_SIZE:
+            raise ValueError(f"{address:#x}+{length:#x} is not page aligned")
+        mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+        if length and _libc.fallocate(self.fd, mode, address, length):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), "sgx_enclave")
+
+    def close(self) -> None:
+        """Give the driver's descriptor back; the program's own keep the memory alive."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The enclave object (kernel: encl.c and the allocation parts of ioctl.c).
+
+Owns an enclave's EPC pages: its SECS, its VA pages, the pages of its page array.  Used by the driver's
+thread only.  A call that follows user pointers may suspend the caller in the middle; meanwhile other
+threads may map, fault and enter, but ``ioctl_in_flight`` keeps the enclave's other ioctls out.
+"""
+
+import errno
+from typing import TYPE_CHECKING
+
+from softsgx.arch.attributes import ATTRIBUTE_DEBUG, ATTRIBUTE_KSS, ATTRIBUTE_MODE64BIT
+from softsgx.arch.secinfo import (
+    PAGE_SIZE,
+    PT_TCS,
+    PT_VA,
+    SECINFO_PAGE_TYPE_SHIFT,
+    SECINFO_R,
+    SECINFO_W,
+    SECINFO_X,
+    VA_SLOTS,
+)
+from softsgx.arch.structures import Pageinfo, Secinfo, Secs
+from softsgx.cpu.encls import eadd_pages, ecreate, epa, eremove
+from softsgx.cpu.epc import EPC_BASE, Epc, PageIndex
+from softsgx.cpu.memory import Elrange, HeldMemory
+from softsgx.driver.epc_allocator import EpcAllocator
+from softsgx.driver.page_array import PageArray
+from softsgx.driver.vma import PROT_EXEC, PROT_READ, PROT_RWX, PROT_WRITE
+from softsgx.errors import DriverError, Fault
+
+if TYPE_CHECKING:
+    from softsgx.cpu.processor import Processor
+    from softsgx.driver.task import Task
+
+# What may be set in ATTRIBUTES without /dev/sgx_provision (SGX_ATTR_UNPRIV_MASK).
+ATTRIBUTES_UNPRIVILEGED = ATTRIBUTE_DEBUG | ATTRIBUTE_MODE64BIT | ATTRIBUTE_KSS
+
+# Pages that one EADD run takes at most: between runs a signal can end the call.
+_RUN_PAGES = 1024
+# Beyond this a file has no offsets (MAX_LFS_FILESIZE): shmem_file_setup refuses.
+_FILE_SIZE_MAX = (1 << 63) - 1
+
+
+def vm_max_prot(secinfo_flags: int) -> int:
+    """Return what a mapping of a page may allow at most (PROT_*): SECINFO's RWX; for a TCS RW."""
+    if secinfo_flags >> SECINFO_PAGE_TYPE_SHIFT & 0xFF == PT_TCS:
+        return PROT_READ | PROT_WRITE
+    return (
+        (PROT_READ if secinfo_flags & SECINFO_R else 0)
+        | (PROT_WRITE if secinfo_flags & SECINFO_W else 0)
+        | (PROT_EXEC if secinfo_flags & SECINFO_X else 0)
+    )
+
+
+class Encl:
+    """One enclave, from open() of the node to the last reference's end; ``base`` and ``size`` in bytes."""
+
+    def __init__(self, cpu: "Processor", allocator: EpcAllocator, elrange: Elrange) -> None:
+        self.cpu = cpu
+        self.elrange = elrange
+        self._allocator = allocator
+        # SGX_ENCL_IOCTL, SGX_ENCL_CREATED, SGX_ENCL_INITIALIZED, SGX_ENCL_DEBUG.
+        self.ioctl_in_flight = False
+        self.created = False
+        self.initialized = False
+        self.debug = False
+        self.base = 0
+        self.size = 0
+        self.attributes = 0
+        self.attributes_mask = 0
+        # Of meaning once ``created``.
+        self.secs_page = PageIndex(0)
+        self.va_pages: list[PageIndex] = []
+        # Pages that have, or may come to need, a VA slot: the SECS too.
+        self.page_cnt = 0
+        self.page_array = PageArray()
+
+    # -- building ---------------------------------------------------------------------------
+
+    def create(self, secs: bytes) -> None:
+        """ECREATE from a SECS of 4096 bytes; DriverError leaves the enclave as it was."""
+        fields = Secs.decode(secs)
+        # ECREATE would see it too; here it keeps the backing's size from overflowing.
+        if fields.size.bit_count() != 1:
+            raise DriverError(errno.EINVAL, f"SECS.SIZE {fields.size:#x} is not a power of two")
+        if self._va_pages_wanted(1) > self._allocator.free_pages:
+            raise self._exhausted("the first VA page")
+        backing = fields.size + PAGE_SIZE
+        if backing + (backing >> 5) > _FILE_SIZE_MAX:
+            raise DriverError(
+                errno.EINVAL, f"SECS.SIZE {fields.size:#x}: no file is large enough to back it"
+            )
+        if not self._affordable(1):
+            raise self._exhausted("the SECS")
+        self._grow(1)
+        page = self._allocate_page()
+        memory = HeldMemory()
+        pageinfo = Pageinfo(
+            linaddr=0,
+            srcpge=memory.place(secs),
+            secinfo=memory.place(Secinfo(flags=0).encode()),
+            secs=0,
+        )
+        try:
+            ecreate(
+                self.cpu,
+                memory,
+                memory.place(pageinfo.encode()),
+                Epc.address(page),
+                elrange=self.elrange,
+            )
+        except Fault as fault:
+            self._free_epc_page(page)
+            self._shrink(1)
+            raise DriverError(errno.EIO, f"ECREATE: {fault}") from fault
+        self.secs_page = page
+        self.base = fields.baseaddr
+        self.size = fields.size
+        self.attributes = fields.attributes
+        self.attributes_mask = ATTRIBUTES_UNPRIVILEGED
+        self.debug = bool(fields.attributes & ATTRIBUTE_DEBUG)
+        self.created = True
+
+    def add_run(
+        self, task: "Task", offset: int, source: int, count: int, secinfo_flags: int, measure: bool
+    ) -> int:
+        """EADD (and EEXTEND) a run of pages from user memory and return how many, at least one.
+
+        ``offset`` is in bytes from the base, ``count`` in pages.  Every page is added whole or not at
+        all.  DriverError is about the first page, of which nothing is left.
+        """
+        count = self._affordable(min(count, _RUN_PAGES))
+        if count == 0:
+            raise self._exhausted(f"page {offset:#x}")
+        first = (self.base + offset) // PAGE_SIZE
+        count = self.page_array.absent_from(first, count)
+        if count == 0:
+            raise DriverError(errno.EBUSY, f"page {offset:#x} is present already")
+        count = self._executable(task, source, count)
+        epc_first, count = self._allocator.allocate_run(count)
+        self._grow(count)
+        added = 0
+        try:
+            added = eadd_pages(
+                self.cpu,
+                task.memory,
+                self.secs_page,
+                range(epc_first, epc_first + count),
+                first * PAGE_SIZE,
+                source,
+                secinfo_flags,
+                measure,
+            )
+        except Fault as fault:
+            raise _add_failed(fault, offset, source) from fault
+        finally:
+            # Reached also when a suspended caller is killed: no page may stay behind.
+            for page in range(epc_first + added, epc_first + count):
+                self._free_epc_page(PageIndex(page))
+            self._shrink(count - added)
+        self.page_array.insert(first, epc_first, added, vm_max_prot(secinfo_flags))
+        return added
+
+    @staticmethod
+    def _executable(task: "Task", source: int, count: int) -> int:
+        """Count the source pages that may be executed; DriverError if the first may not."""
+        address, end = source, source + count * PAGE_SIZE
+        while address < end:
+            may_exec = task.may_exec(address)
+            if not may_exec:
+                break
+            address = task.vma_end(address)
+        if address > source:
+            # A VMA ends on a page boundary.
+            return min(address - source, end - source) // PAGE_SIZE
+        if may_exec is None:
+            raise DriverError(errno.EFAULT, f"no memory is mapped at or above {source:#x}")
+        raise DriverError(errno.EACCES, f"the source page {source:#x} is on a noexec mount")
+
+    # -- EPC pages --------------------------------------------------------------------------
+
+    def _affordable(self, count: int) -> int:
+        """Return how many pages, at most ``count``, the free EPC holds together with their VA pages."""
+        free = self._allocator.free_pages
+        count = min(count, free)
+        while count and count + self._va_pages_wanted(count) > free:
+            count -= 1
+        return count
+
+    def _va_pages_wanted(self, count: int) -> int:
+        return -(-(self.page_cnt + count) // VA_SLOTS) - len(self.va_pages)
+
+    def _exhausted(self, what: str) -> DriverError:
+        return DriverError(
+            errno.ENOMEM,
+            f"no EPC page is left for {what}: {self._allocator.free_pages} of "
+            f"{self._allocator.total} are free, and reclaim (EWB) is not modelled yet",
+        )
+
+    def _grow(self, count: int) -> None:
+        """Account for more pages; the caller has seen that the EPC holds their VA pages."""
+        for _ in range(self._va_pages_wanted(count)):
+            page = self._allocate_page()
+            epa(self.cpu, PT_VA, Epc.address(page))
+            self.va_pages.append(page)
+        self.page_cnt += count
+
+    def _shrink(self, count: int) -> None:
+        """Take back what ``_grow`` accounted for."""
+        self.page_cnt -= count
+        for _ in range(-self._va_pages_wanted(0)):
+            self._free_epc_page(self.va_pages.pop())
+
+    def _allocate_page(self) -> PageIndex:
+        return PageIndex(self._allocator.allocate_page())
+
+    def _free_epc_page(self, page: PageIndex) -> bool:
+        """EREMOVE a page and give it back; False if EREMOVE refused, the page is then lost."""
+        if eremove(self.cpu, Epc.address(page)):
+            return False
+        self._allocator.free(page)
+        return True
+
+    # -- mapping and faults -----------------------------------------------------------------
+
+    def may_map(self, start: int, end: int, prot: int, read_implies_exec: bool = False) -> None:
+        """Judge a mapping or protection change of [start, end) (sgx_encl_may_map); DriverError EACCES if refused."""
+        if self.initialized and (start < self.base or end > self.base + self.size):
+            raise DriverError(
+                errno.EACCES,
+                f"{start:#x}..{end:#x} is outside the enclave "
+                f"{self.base:#x}..{self.base + self.size:#x}",
+            )
+        if read_implies_exec:
+            raise DriverError(errno.EACCES, "the caller's personality is READ_IMPLIES_EXEC")
+        for low, _ in self.unmappable(start, end, prot):
+            raise DriverError(
+                errno.EACCES, f"protection {prot:#x} exceeds what page {low:#x} was added with"
+            )
+
+    def unmappable(self, start: int, end: int, prot: int) -> list[tuple[int, int]]:
+        """Return the parts of [start, end) whose pages' vm_max_prot lacks a bit of ``prot``, in order."""
+        first, last = start // PAGE_SIZE, -(-end // PAGE_SIZE)
+        return [
+            (max(run.first, first) * PAGE_SIZE, min(run.end, last) * PAGE_SIZE)
+            for run in self.page_array.overlapping(first, last)
+            if prot & PROT_RWX & ~run.vm_max_prot
+        ]
+
+    def load_page_in_vma(self, address: int, vma_prot: int) -> str | None:
+        """Answer a fault in a VMA of protection ``vma_prot``: None if the page may be mapped, else why it is SIGBUS.
+
+        INITIALIZED does not matter (sgx_encl_load_page_in_vma).
+        """
+        run = self.page_array.find(address // PAGE_SIZE)
+        if run is None:
+            return f"the enclave has no page at {address:#x}"
+        if vma_prot & PROT_RWX & ~run.vm_max_prot:
+            return (
+                f"the mapping allows {vma_prot:#x}, the page at {address:#x} {run.vm_max_prot:#x}"
+            )
+        return None
+
+    def translate(self, linear: int) -> PageIndex | None:
+        """Return the EPC page at a linear address, None if the enclave has none there."""
+        page = self.page_array.epc_page(linear // PAGE_SIZE)
+        return None if page is None else PageIndex(page)
+
+    # -- the end ----------------------------------------------------------------------------
+
+    def release(self) -> int:
+        """EREMOVE the pages, then the SECS, then the VA pages; return how many EREMOVE refused.
+
+        It refuses while a thread is inside, and the SECS while a child is left (sgx_encl_release).
+        """
+        lost = 0
+        for run in self.page_array.runs():
+            for page in run.epc:
+                lost += not self._free_epc_page(PageIndex(page))
+        self.page_array.clear()
+        if self.created:
+            lost += not self._free_epc_page(self.secs_page)
+            self.created = False
+        for page in self.va_pages:
+            lost += not self._free_epc_page(page)
+        self.va_pages.clear()
+        self.page_cnt = 0
+        return lost
+
+
+def _add_failed(fault: Fault, offset: int, source: int) -> DriverError:
+    # The kernel reaches the source before EADD, which then sees kernel addresses only.
+    if fault.address is not None and fault.address < EPC_BASE:
+        return DriverError(errno.EFAULT, f"the source page {source:#x} cannot be read: {fault}")
+    return DriverError(errno.EIO, f"EADD of page {offset:#x}: {fault}")

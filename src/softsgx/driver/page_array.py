@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pages of one enclave by linear page number (kernel: struct sgx_encl_page in encl->page_array).
+
+Owns the columns: per run of neighbouring pages with one vm_max_prot, the EPC page of each.  A run is
+one object however many pages it has, so adding, checking and releasing cost by the run.
+"""
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+
+
+class PageRun:
+    """Neighbouring linear pages [first, end) with one ``vm_max_prot``; ``epc[i]`` holds page first + i."""
+
+    __slots__ = ("end", "epc", "first", "vm_max_prot")
+
+    def __init__(self, first: int, epc: "array[int]", vm_max_prot: int) -> None:
+        self.first = first
+        self.end = first + len(epc)
+        self.epc = epc
+        self.vm_max_prot = vm_max_prot
+
+
+class PageArray:
+    """The enclave's pages, resident ones with their EPC page; linear page number = address >> 12."""
+
+    def __init__(self) -> None:
+        self._firsts: list[int] = []
+        self._runs: list[PageRun] = []
+
+    def __len__(self) -> int:
+        return sum(run.end - run.first for run in self._runs)
+
+    def runs(self) -> Iterator[PageRun]:
+        """Iterate over all runs, by ascending address."""
+        return iter(self._runs)
+
+    def find(self, page: int) -> PageRun | None:
+        """Return the run that holds a linear page."""
+        index = bisect_right(self._firsts, page) - 1
+        if index >= 0 and page < self._runs[index].end:
+            return self._runs[index]
+        return None
+
+    def overlapping(self, first: int, end: int) -> Iterator[PageRun]:
+        """Iterate over the runs that have a page in [first, end), by ascending address."""
+        index = max(bisect_right(self._firsts, first) - 1, 0)
+        while index < len(self._runs) and self._runs[index].first < end:
+            if self._runs[index].end > first:
+                yield self._runs[index]
+            index += 1
+
+    def absent_from(self, first: int, count: int) -> int:
+        """Count the pages from ``first`` on, at most ``count``, before the first one that is present."""
+        for run in self.overlapping(first, first + count):
+            return max(run.first - first, 0)
+        return count
+
+    def insert(self, first: int, epc_first: int, count: int, vm_max_prot: int) -> None:
+        """Add ``count`` pages that sit in neighbouring EPC pages; none of them is present yet."""
+        index = bisect_left(self._firsts, first)
+        epc = array("q", range(epc_first, epc_first + count))
+        if index:
+            before = self._runs[index - 1]
+            # Loaders that add page by page still get one run a segment.
+            if before.end == first and before.vm_max_prot == vm_max_prot:
+                before.epc.extend(epc)
+                before.end += count
+                return
+        self._firsts.insert(index, first)
+        self._runs.insert(index, PageRun(first, epc, vm_max_prot))
+
+    def epc_page(self, page: int) -> int | None:
+        """Return the EPC page of a linear page, None if the enclave has no such page."""
+        run = self.find(page)
+        return None if run is None else run.epc[page - run.first]
+
+    def clear(self) -> None:
+        """Forget all pages."""
+        self._firsts.clear()
+        self._runs.clear()

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One platform: a processor with its EPC, and the driver over it.  The entrance of the Python API.
+
+with Platform(epc=64 << 20, state=State.temporary()) as platform:
+    enclave = platform.open_enclave()
+    enclave.create(Secs.blank().replace(size=0x10000, ssaframesize=1, attributes=4, xfrm=3).encode())
+    enclave.add_pages(0, code, SECINFO_REG | SECINFO_R | SECINFO_X)
+    enclave.init(sigstruct)
+"""
+
+from types import TracebackType
+from typing import Self
+
+from softsgx.arch.secinfo import PAGE_SIZE
+from softsgx.cpu.model import Model
+from softsgx.cpu.processor import Processor
+from softsgx.driver.driver import Driver
+from softsgx.driver.local import LocalEnclave
+from softsgx.driver.state import State
+from softsgx.errors import SoftsgxError
+
+# 4096 pages of 2^32: what an EPC section's CPUID leaf can say and a column of page numbers can hold.
+_EPC_MAXIMUM = 1 << 43
+_XCR0_LEGACY = 0x7
+
+
+class Platform:
+    """A processor and its driver: ``.processor`` and ``.driver``.
+
+    ``epc`` is the EPC's size in bytes; ``model`` what the processor claims to be, made of ``epc`` and
+    ``xcr0`` by default; ``state`` where its identity lives, the user's own by default.
+    """
+
+    def __init__(
+        self,
+        *,
+        epc: int = 128 << 20,
+        model: Model | None = None,
+        state: State | None = None,
+        xcr0: int = _XCR0_LEGACY,
+    ) -> None:
+        if epc < PAGE_SIZE or epc % PAGE_SIZE or epc >= _EPC_MAXIMUM:
+            raise SoftsgxError(
+                f"an EPC of {epc} bytes; a multiple of {PAGE_SIZE} below {_EPC_MAXIMUM} is wanted"
+            )
+        self.state = State() if state is None else state
+        self.processor = Processor(
+            Model(epc, xcr0) if model is None else model, self.state.identity(), epc // PAGE_SIZE
+        )
+        self.driver = Driver(self.processor)
+        self._enclaves: list[LocalEnclave] = []
+
+    def open_enclave(self) -> LocalEnclave:
+        """Open /dev/sgx_enclave for the Python process; ``close`` of the platform ends what is left open."""
+        enclave = LocalEnclave(self.driver)
+        self._enclaves.append(enclave)
+        return enclave
+
+    def close(self) -> None:
+        """End the enclaves opened here and delete a temporary state."""
+        while self._enclaves:
+            self._enclaves.pop().close()
+        self.state.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
