@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `softsgx`: one module a verb, imported only when that verb is given.
+
+A verb's module softsgx.cli.VERB has two functions:
+
+    add_arguments(parser: argparse.ArgumentParser) -> None
+    main(args: argparse.Namespace) -> int       the exit status
+
+A SoftsgxError is the user's mistake: one line on standard error, exit status 2, as for a wrong option.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+from softsgx.errors import SoftsgxError
+
+VERBS = {
+    "run": "run a program that uses SGX, on a machine without it",
+    "info": "show what this machine offers and what the platform claims",
+    "measure": "compute the MRENCLAVE of an enclave file",
+    "sign": "sign an enclave file: write its SIGSTRUCT",
+}
+
+_USAGE = "usage: softsgx VERB [OPTION...]"
+_ABOUT = """\
+The Intel SGX driver and processor in software: for development and tests, never for secrets.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit status; `argv` is without the program's name."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        return _dispatch(arguments)
+    except SoftsgxError as error:
+        print(f"softsgx: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has left (`softsgx info | head`): nothing is left to say, and the
+        # interpreter's own flush at exit must not say it either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    verb = arguments[0] if arguments else ""
+    if verb in ("-h", "--help"):
+        print(_help())
+        return 0
+    if verb == "--version":
+        from softsgx import __version__  # noqa: PLC0415
+
+        print(f"softsgx {__version__}")
+        return 0
+    if verb not in VERBS:
+        given = f"there is no verb {verb!r}" if verb else "a verb is missing"
+        raise SoftsgxError(f"{given}; the verbs are {', '.join(VERBS)} (softsgx --help)")
+
+    # Not a subparser each: that would import every verb to parse one.
+    from argparse import ArgumentParser  # noqa: PLC0415
+
+    module = import_module(f"softsgx.cli.{verb}")
+    parser = ArgumentParser(prog=f"softsgx {verb}", description=module.__doc__, allow_abbrev=False)
+    module.add_arguments(parser)
+    status = module.main(parser.parse_args(arguments[1:]))
+    sys.stdout.flush()
+    return int(status)
+
+
+def _help() -> str:
+    lines = [_USAGE, "", _ABOUT]
+    lines += [f"  {verb:<8} {summary}" for verb, summary in VERBS.items()]
+    lines += ["", "softsgx VERB --help    its options", "softsgx --version"]
+    return "\n".join(lines)
