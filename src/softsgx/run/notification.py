@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The listener of a seccomp user notification: a path call asks, the supervisor answers.
+
+Owns the listener's descriptor. Sources: seccomp_unotify(2), include/uapi/linux/seccomp.h.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+from typing import NamedTuple
+
+_RECV = 0xC0502100
+_SEND = 0xC0182101
+_ADDFD = 0x40182103
+_SET_FLAGS = 0x40082104
+_CONTINUE = 1
+_ADDFD_SEND = 2
+_SYNC_WAKE_UP = 1
+
+_NOTIF = struct.Struct("<QIIiIQ6Q")  # struct seccomp_notif
+_RESPONSE = struct.Struct("<QqiI")  # struct seccomp_notif_resp
+_FD = struct.Struct("<QIIII")  # struct seccomp_notif_addfd
+
+
+class Notification(NamedTuple):
+    """A call that waits for an answer."""
+
+    id: int
+    tid: int
+    number: int
+    args: tuple[int, ...]
+
+
+class Listener:
+    """The supervisor's end of a filter that notifies."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._buffer = bytearray(_NOTIF.size)
+        self._zero = bytes(_NOTIF.size)
+        os.set_blocking(fd, False)
+        # Linux 6.6: the answerer is woken on the asker's processor, which is ten times faster.
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(fd, _SET_FLAGS, _SYNC_WAKE_UP)
+
+    def receive(self) -> Notification | None:
+        """Take the next waiting call, or None where its thread has been killed meanwhile."""
+        self._buffer[:] = self._zero
+        try:
+            fcntl.ioctl(self.fd, _RECV, self._buffer, True)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                return None
+            raise
+        identity, tid, _, number, _, _, *args = _NOTIF.unpack(self._buffer)
+        return Notification(identity, tid, number, tuple(args))
+
+    def let(self, notification: Notification) -> None:
+        """Let the kernel carry out the call as it stands."""
+        self._send(_RESPONSE.pack(notification.id, 0, 0, _CONTINUE))
+
+    def answer(self, notification: Notification, value: int) -> None:
+        """Return `value` from the call; a negative one is an errno."""
+        error = min(0, value)
+        self._send(_RESPONSE.pack(notification.id, max(value, 0), error, 0))
+
+    def give(self, notification: Notification, fd: int, flags: int) -> None:
+        """Put a copy of our descriptor into the program and return its number from the call."""
+        argument = _FD.pack(notification.id, _ADDFD_SEND, fd, 0, flags)
+        try:
+            fcntl.ioctl(self.fd, _ADDFD, argument)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                self.answer(notification, -(error.errno or errno.EIO))
+
+    def _send(self, response: bytes) -> None:
+        # ENOENT: the thread was killed, or a signal took it out of the call.
+        try:
+            fcntl.ioctl(self.fd, _SEND, response)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
