@@ -11,7 +11,6 @@ proven and of unproven offsets (4, 4), the identity, the offsets (8 each).
 """
 
 # pathlib would cost the start of every run some milliseconds.
-# ruff: noqa: PTH103, PTH104, PTH108
 import os
 from binascii import crc32
 from struct import Struct, error, pack, unpack_from

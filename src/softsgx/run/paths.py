@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The path calls: a device node answers, every other path goes on to the kernel.
+
+Owns nothing but the answers. BPF sees no paths, so every open, stat, access and readlink of a
+traced program asks here; what does not name a node costs one look at its path.
+"""
+
+import errno
+import os
+import struct
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from softsgx.run import numbers as n
+
+if TYPE_CHECKING:
+    from softsgx.driver.driver import EnclaveFile, ProvisionFile
+    from softsgx.run.notification import Listener, Notification
+    from softsgx.run.tracee import Tracee
+
+_PATH_MAX = 4096
+_FIRST_LOOK = 256
+_HINT = b"sgx"
+_S_IFCHR = 0o020000
+_MODE = _S_IFCHR | 0o777
+_DIR_CALLS = frozenset(
+    (
+        n.SYS_OPENAT,
+        n.SYS_OPENAT2,
+        n.SYS_NEWFSTATAT,
+        n.SYS_READLINKAT,
+        n.SYS_FACCESSAT,
+        n.SYS_FACCESSAT2,
+        n.SYS_STATX,
+    )
+)
+_O_CREAT_EXCL = 0o300
+_MISC_MAJOR = 10
+_STATX_BASIC = 0x7FF
+_STAT = struct.Struct("<QQQIIIIQqqq6Q24x")  # struct stat, 144 bytes
+
+
+class PathCalls:
+    """Answers path calls from the driver's table of nodes."""
+
+    def __init__(
+        self,
+        nodes: dict[str, str],
+        links: dict[str, str],
+        open_node: "Callable[[str, int], tuple[int, EnclaveFile | ProvisionFile]]",
+    ) -> None:
+        self._nodes = nodes
+        self._links = links
+        self._open_node = open_node
+        self._minors = {path: 120 + at for at, path in enumerate(sorted(set(nodes.values())))}
+        self._since = int(time.time())
+
+    def answer(self, listener: "Listener", call: "Notification", tracee: "Tracee | None") -> None:
+        """Answer one call."""
+        path = self._path(call, tracee) if tracee is not None else None
+        node = self._nodes.get(path) if path else None
+        if node is None or path is None or tracee is None:
+            listener.let(call)
+        elif call.number in (n.SYS_OPEN, n.SYS_OPENAT, n.SYS_OPENAT2):
+            self._open(listener, call, tracee, node)
+        elif call.number in (n.SYS_STAT, n.SYS_LSTAT, n.SYS_NEWFSTATAT, n.SYS_STATX):
+            self._stat(listener, call, tracee, node)
+        elif call.number in (n.SYS_READLINK, n.SYS_READLINKAT):
+            self._readlink(listener, call, tracee, path)
+        else:
+            listener.answer(call, 0)  # access: the nodes are open to all
+
+    def _path(self, call: "Notification", tracee: "Tracee") -> str | None:
+        at = call.args[1] if call.number in _DIR_CALLS else call.args[0]
+        raw = tracee.mm.read(at, _FIRST_LOOK)
+        if b"\0" not in raw and len(raw) == _FIRST_LOOK:
+            raw = tracee.mm.read(at, _PATH_MAX)
+        raw, end, _ = raw.partition(b"\0")
+        if _HINT not in raw or not end:
+            return None
+        path = os.fsdecode(raw)
+        if not path.startswith("/"):
+            path = os.path.join(self._base(call, tracee), path)
+        return os.path.normpath(path)
+
+    @staticmethod
+    def _base(call: "Notification", tracee: "Tracee") -> str:
+        dirfd = call.args[0] & 0xFFFFFFFF
+        at_cwd = call.number not in _DIR_CALLS or dirfd == n.AT_FDCWD & 0xFFFFFFFF
+        try:
+            return os.readlink(f"/proc/{tracee.tid}/{'cwd' if at_cwd else f'fd/{dirfd}'}")
+        except OSError:
+            return "/nonexistent"
+
+    def _readlink(
+        self, listener: "Listener", call: "Notification", tracee: "Tracee", path: str
+    ) -> None:
+        target = self._links.get(path)
+        if target is None:
+            listener.answer(call, -errno.EINVAL)
+            return
+        at, size = call.args[2:4] if call.number == n.SYS_READLINKAT else call.args[1:3]
+        data = target.encode()[: min(size, _PATH_MAX)]
+        written = tracee.mm.write(at, data)
+        listener.answer(call, len(data) if written else -errno.EFAULT)
+
+    def _open(
+        self, listener: "Listener", call: "Notification", tracee: "Tracee", node: str
+    ) -> None:
+        if call.number == n.SYS_OPENAT2:
+            how = tracee.mm.read(call.args[2], 8)
+            if len(how) < 8:
+                listener.answer(call, -errno.EFAULT)
+                return
+            flags = struct.unpack("<Q", how)[0] & 0xFFFFFFFF
+        else:
+            flags = call.args[1 if call.number == n.SYS_OPEN else 2] & 0xFFFFFFFF
+        if flags & _O_CREAT_EXCL == _O_CREAT_EXCL:
+            listener.answer(call, -errno.EEXIST)
+        elif flags & os.O_DIRECTORY:
+            listener.answer(call, -errno.ENOTDIR)
+        else:
+            try:
+                fd, _ = self._open_node(node, flags & (os.O_ACCMODE | os.O_NONBLOCK))
+            except OSError as error:
+                listener.answer(call, -(error.errno or errno.EIO))
+                return
+            listener.give(call, fd, flags & n.O_CLOEXEC)
+            os.close(fd)
+
+    def _stat(
+        self, listener: "Listener", call: "Notification", tracee: "Tracee", node: str
+    ) -> None:
+        minor = self._minors[node]
+        now = self._since
+        if call.number == n.SYS_STATX:
+            at = call.args[4]
+            stat = bytearray(256)
+            struct.pack_into(
+                "<IIQIIIHxxQQQQ", stat, 0, _STATX_BASIC, 4096, 0, 1, 0, 0, _MODE, minor, 0, 0, 0
+            )
+            for offset in (64, 96, 112):  # atime, ctime, mtime
+                struct.pack_into("<q", stat, offset, now)
+            struct.pack_into("<IIII", stat, 128, _MISC_MAJOR, minor, 0, 5)
+            data = bytes(stat)
+        else:
+            at = call.args[2 if call.number == n.SYS_NEWFSTATAT else 1]
+            device = os.makedev(_MISC_MAJOR, minor)
+            data = _STAT.pack(5, minor, 1, _MODE, 0, 0, 0, device, 0, 4096, 0, *(now, 0) * 3)
+        listener.answer(call, 0 if tracee.mm.write(at, data) else -errno.EFAULT)

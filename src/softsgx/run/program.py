@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A program's image at exec and after: our vDSO in place of the kernel's, and CPUID that traps.
+
+Owns nothing. At the exec stop, before the dynamic linker runs, AT_SYSINFO_EHDR is pointed at
+our vDSO. User-mode CPUID cannot be made to trap on many hosts, so in every executable file
+mapping the proven CPUID instructions are replaced by the equally long UD2.
+"""
+
+import os
+import struct
+from typing import TYPE_CHECKING
+
+from softsgx.run import numbers as n
+from softsgx.run import ptrace
+from softsgx.run.cpuid_sites import cpuid_sites
+from softsgx.run.device import run_to_exit
+from softsgx.run.tracee import GADGET, NO_SYSCALL, Tracee, failed
+from softsgx.run.traps import UD2
+
+if TYPE_CHECKING:
+    from softsgx.run.observe import Observer
+    from softsgx.run.vdso import VdsoImage
+
+_AT_NULL = 0
+_AT_SYSINFO_EHDR = 33
+_STACK_STEP = 64 * 1024
+_PAGE = n.PAGE_SIZE
+_WORD = struct.Struct("<Q")
+
+
+def _find_auxv(tracee: Tracee, kind: int) -> tuple[int, int] | None:
+    """Give address and value of an auxiliary vector entry on the stack of a fresh program."""
+    stack = bytearray()
+    base = tracee.regs.rsp
+    zeros = 0
+    at = 8  # behind argc
+    while True:
+        more = tracee.mm.read(base + len(stack), _STACK_STEP)
+        stack += more
+        words = memoryview(stack)[: len(stack) & ~7].cast("Q")
+        # argv, then envp, each ended by a null word; then pairs.
+        while zeros < 2 and at // 8 < len(words):
+            zeros += not words[at // 8]
+            at += 8
+        while zeros == 2 and at // 8 + 1 < len(words):
+            key, value = words[at // 8], words[at // 8 + 1]
+            if key == kind:
+                return base + at + 8, value
+            if key == _AT_NULL:
+                return None
+            at += 16
+        words.release()
+        if not more:
+            return None
+
+
+class Programs:
+    """Prepares the image of every program that a traced thread executes."""
+
+    def __init__(self, vdso: "VdsoImage", observer: "Observer") -> None:
+        self._vdso = vdso
+        self._observer = observer
+
+    def exec(self, tracee: Tracee) -> None:
+        """Prepare a fresh image at its exec stop, and let it start."""
+        regs = tracee.load_regs()
+        entry = regs.rip
+        regs.orig_rax = NO_SYSCALL
+        regs.rax = 0
+        mm = tracee.mm
+        auxv = _find_auxv(tracee, _AT_SYSINFO_EHDR)
+        if auxv is None:
+            self._observer.warn(f"process {tracee.process.pid} has no vDSO to replace")
+        size = (self._vdso.size + _PAGE - 1) & ~(_PAGE - 1)
+        # Until our own pages are there, the gadget stands in for the program's first instructions.
+        first = mm.read(entry, len(GADGET))
+        mm.write(entry, GADGET)
+        mm.gadget = entry
+        with tracee.injecting() as injector:
+            base = injector.call(
+                n.SYS_MMAP,
+                0,
+                size + _PAGE,
+                n.PROT_READ | n.PROT_EXEC,
+                n.MAP_PRIVATE | n.MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        mm.write(entry, first)
+        if failed(base):
+            raise RuntimeError(f"no room for the vDSO: {os.strerror(failed(base))}")
+        # The kernel's own is below the stack; ours must be where no enclave could want to be.
+        host = auxv[1] if auxv else 0
+        image = self._vdso.for_process(host, base)
+        mm.write(base, image)
+        mm.write(base + size, GADGET)
+        mm.place(base + size, base + size + len(GADGET))
+        if auxv:
+            mm.write(auxv[0], _WORD.pack(base))
+        mm.aep = base + self._vdso.enclu
+        mm.handle_exception = base + self._vdso.handle_exception
+        self._patch_mapped(tracee)
+        ptrace.cont(tracee.tid)
+
+    def map_executable(self, tracee: Tracee) -> None:
+        """Carry out an executable mapping of a file, and patch what it brought."""
+        regs = tracee.regs
+        pid, fd, offset, length = tracee.process.pid, regs.r8 & 0xFFFFFFFF, regs.r9, regs.rsi
+        sites = self._sites(f"/proc/{pid}/fd/{fd}")
+        here = [site for site in sites if offset <= site < offset + length]
+        if not here:
+            ptrace.cont(tracee.tid)
+            return
+        base = run_to_exit(tracee)
+        if not failed(base):
+            for site in here:
+                self._patch(tracee, base + site - offset)
+        ptrace.cont(tracee.tid)
+
+    def _sites(self, path: str) -> tuple[int, ...]:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return ()
+        try:
+            return cpuid_sites(fd).offsets
+        except OSError:
+            return ()
+        finally:
+            os.close(fd)
+
+    def _patch_mapped(self, tracee: Tracee) -> None:
+        # The program and its interpreter were mapped by the kernel, past every filter.
+        pid = tracee.process.pid
+        try:
+            with open(f"/proc/{pid}/maps", "rb") as maps:
+                lines = maps.readlines()
+        except OSError:
+            return
+        for line in lines:
+            fields = line.split(None, 5)
+            if len(fields) < 6 or b"x" not in fields[1] or not fields[5].startswith(b"/"):
+                continue
+            low, high = (int(part, 16) for part in fields[0].split(b"-"))
+            offset = int(fields[2], 16)
+            path = f"/proc/{pid}/map_files/{low:x}-{high:x}"
+            sites = self._sites(path) or self._sites(os.fsdecode(fields[5].rstrip(b"\n")))
+            for site in sites:
+                if offset <= site < offset + high - low:
+                    self._patch(tracee, low + site - offset)
+
+    @staticmethod
+    def _patch(tracee: Tracee, address: int) -> None:
+        # The bytes are looked at once more: the file may have changed since it was mapped.
+        if tracee.mm.read(address, 2) == b"\x0f\xa2" and tracee.mm.write(address, UD2):
+            tracee.mm.cpuid_sites.add(address)

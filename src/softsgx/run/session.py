@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of a program under softsgx: a platform, a supervisor, and what is told at the end.
+
+Owns the platform of the run and gives it back whatever happens.
+"""
+
+import os
+import resource
+import signal
+import sys
+from typing import IO
+
+from softsgx.cpu.model import Model
+from softsgx.driver.platform import Platform
+from softsgx.driver.state import State
+from softsgx.run.observe import Observer
+from softsgx.run.spawn import find_program, spawn
+from softsgx.run.supervisor import Supervisor, supervisor_signals
+from softsgx.run.vdso import VdsoImage
+
+_IGNORED = (signal.SIGINT, signal.SIGQUIT)
+
+
+def xsave_sizes(vdso: VdsoImage, xcr0: int) -> dict[int, tuple[int, int]]:
+    """Ask the host where its XSAVE components lie: size and offset by component (CPUID.0DH)."""
+    return {
+        component: vdso.native_cpuid(0xD, component)[:2]
+        for component in range(2, 63)
+        if xcr0 >> component & 1
+    }
+
+
+def run_program(
+    argv: list[str],
+    *,
+    epc: int,
+    state: State,
+    trace: IO[str] | None = None,
+    stats: bool = False,
+) -> int:
+    """Run a program and all its descendants; give the first one's wait status."""
+    program = find_program(argv[0])
+    vdso = VdsoImage.load()
+    xcr0 = vdso.native_xgetbv(0)
+    observer = Observer(trace)
+    model = Model(epc, xcr0, xsave_sizes(vdso, xcr0))
+    with Platform(epc=epc, model=model, state=state) as platform:
+        mask = supervisor_signals()
+        pid, listener = spawn(program, argv, mask)
+        # The terminal's own signals go to the program; the supervisor ends when it does.
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        status = Supervisor(platform, vdso, observer, xcr0).follow(pid, listener)
+        if stats:
+            sys.stderr.write(observer.report())
+    return status
+
+
+def exit_like(status: int) -> int:
+    """Give the exit code of a wait status, or die of the signal that the program died of."""
+    if os.WIFEXITED(status):
+        return os.WEXITSTATUS(status)
+    number = os.WTERMSIG(status)
+    # The program has left its core dump; a second one, of the supervisor, would only mislead.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(number, signal.SIG_DFL) if number not in (
+        signal.SIGKILL,
+        signal.SIGSTOP,
+    ) else None
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    os.kill(os.getpid(), number)
+    return 128 + number

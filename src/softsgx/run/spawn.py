@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts the first program: forked, seized, filtered, then executed.
+
+The child does between fork and exec only what cannot be done for it. From the moment its filter
+is in place every open would wait for an answer, so nothing is imported or opened after that.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import struct
+from typing import NoReturn
+
+from softsgx.errors import SoftsgxError
+from softsgx.run import bpf, ptrace
+
+_PR_SET_NO_NEW_PRIVS = 38
+_SYS_SECCOMP = 317
+_SECCOMP_SET_MODE_FILTER = 1
+_NEW_LISTENER = 1 << 3
+_WAIT_KILLABLE_RECV = 1 << 5
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class ProgramNotFound(SoftsgxError):
+    """The program to run does not exist, or is not executable."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def find_program(name: str) -> str:
+    """Find a program as a shell would; ProgramNotFound with the shell's status 127 or 126."""
+    if "/" in name:
+        candidates = [name]
+    else:
+        path = os.environ.get("PATH", os.defpath)
+        candidates = [os.path.join(folder or ".", name) for folder in path.split(os.pathsep)]
+    found = [candidate for candidate in candidates if os.path.isfile(candidate)]
+    for candidate in found:
+        if os.access(candidate, os.X_OK):
+            return candidate
+    if found:
+        raise ProgramNotFound(f"{found[0]}: not executable", 126)
+    if os.path.isdir(name):
+        raise ProgramNotFound(f"{name}: is a directory", 126)
+    raise ProgramNotFound(f"{name}: program not found", 127)
+
+
+def spawn(program: str, argv: list[str], mask: set[int | signal.Signals]) -> tuple[int, int]:
+    """Start `program` under the first filter, seized; give its pid and the filter's listener."""
+    instructions = ctypes.create_string_buffer(bpf.first_filter())
+    length = (len(instructions) - 1) // 8
+    header = struct.pack("<HxxxxxxQ", length, ctypes.addressof(instructions))
+    fprog = ctypes.create_string_buffer(header, len(header))
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        _child(program, argv, mask, theirs, fprog)
+    theirs.close()
+    with ours:
+        try:
+            ptrace.seize(pid)
+        except OSError as error:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise SoftsgxError(
+                f"this host forbids ptrace ({error.strerror}): `softsgx info` tells the fix"
+            ) from error
+        ours.sendall(b"!")
+        data, ancillary, _, _ = ours.recvmsg(256, socket.CMSG_SPACE(4))
+        if not ancillary:
+            os.waitpid(pid, ptrace.WALL)
+            what = data.decode() or "the child ended early"
+            raise SoftsgxError(f"cannot start {program}: {what}")
+        return pid, struct.unpack("<i", ancillary[0][2])[0]
+
+
+def _child(
+    program: str,
+    argv: list[str],
+    mask: set[int | signal.Signals],
+    channel: socket.socket,
+    fprog: ctypes.Array[ctypes.c_char],
+) -> NoReturn:
+    try:
+        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        environment = dict(os.environ)
+        channel.recv(1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+            channel.sendall(b"no_new_privs was refused")
+            os._exit(125)
+        listener = -1
+        for flags in (_NEW_LISTENER | _WAIT_KILLABLE_RECV, _NEW_LISTENER):
+            listener = _libc.syscall(_SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, fprog)
+            if listener >= 0:
+                break
+        if listener < 0:
+            code = os.strerror(ctypes.get_errno())
+            channel.sendall(f"this host forbids seccomp notification ({code})".encode())
+            os._exit(125)
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("<i", listener))
+        channel.sendmsg([b"!"], [rights])
+        os.execve(program, argv, environment)
+    except OSError as error:
+        # The message goes where the program's own complaint would have gone.
+        os.write(2, f"softsgx: {program}: {error.strerror}\n".encode())
+        os._exit(126)
+    except BaseException:  # noqa: BLE001  (the child must never run on in the supervisor's code)
+        os._exit(125)
+    os._exit(125)

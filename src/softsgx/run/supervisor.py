@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supervisor: one thread that follows the program and all its descendants.
+
+Owns the tracees, the listener, the signal descriptor and the inotify watch that tells a
+device file's last reference. One thread does it all and never blocks on a program: the life of
+each traced thread is a greenlet, switched out while it waits for that thread's next stop. So there
+are no locks; what must not run twice at a time (two ioctls on one enclave) is marked busy by
+whoever does it, in the order tracee, enclave, EPC.
+"""
+
+import ctypes
+import os
+import select
+import signal
+import struct
+import traceback
+from typing import TYPE_CHECKING
+
+from greenlet import greenlet
+
+from softsgx.driver.driver import ENCLAVE, LINKS, NODES
+from softsgx.run import numbers as n
+from softsgx.run import ptrace
+from softsgx.run.device import DeviceCalls, DeviceFiles, make_userfaultfd
+from softsgx.run.notification import Listener
+from softsgx.run.paths import PathCalls
+from softsgx.run.program import Programs
+from softsgx.run.ptrace import TraceeGone
+from softsgx.run.tracee import Mm, Process, Tracee, handler_of
+from softsgx.run.traps import Traps
+
+if TYPE_CHECKING:
+    from softsgx.driver.driver import EnclaveFile, ProvisionFile
+    from softsgx.driver.platform import Platform
+    from softsgx.run.observe import Observer
+    from softsgx.run.vdso import VdsoImage
+
+_SIGINFO = 128  # struct signalfd_siginfo
+_GROUP_STOPS = (n.SIGSTOP, 20, 21, 22)  # SIGTSTP, SIGTTIN, SIGTTOU
+_SYSCALL_STOP = n.SIGTRAP | 0x80
+_IN_CLOSE = 0x18
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP)
+# How many stops are handled at most before the other descriptors get their turn.
+_BURST = 16
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def supervisor_signals() -> set[int | signal.Signals]:
+    """Block what the supervisor reads from its signal descriptor; give the mask of before."""
+    return signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *_FORWARDED})
+
+
+class Supervisor:
+    """Follows a process tree until its last thread has ended."""
+
+    def __init__(
+        self, platform: "Platform", vdso: "VdsoImage", observer: "Observer", xcr0: int
+    ) -> None:
+        self._platform = platform
+        self._observer = observer
+        self._files = DeviceFiles()
+        self._watched: dict[int, EnclaveFile | ProvisionFile] = {}
+        self._device = DeviceCalls(self._files, observer)
+        self._programs = Programs(vdso, observer)
+        self._traps = Traps(platform.processor, platform.processor.model, vdso, observer, xcr0)
+        self._paths = PathCalls(NODES, LINKS, self._open_node)
+        self._tracees: dict[int, Tracee] = {}
+        # A new thread may stop before its parent's event tells whose child it is.
+        self._early: dict[int, int] = {}
+        self._ready: list[tuple[int, int]] = []
+        self._hub = greenlet.getcurrent()
+        self._first = 0
+        self._status = 0
+        self._inotify = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        signals = sum(1 << (s - 1) for s in (signal.SIGCHLD, *_FORWARDED))
+        mask = struct.pack("<Q", signals)
+        self._signals = _libc.syscall(
+            289, -1, mask, ctypes.c_ulong(8), os.O_CLOEXEC | os.O_NONBLOCK
+        )
+
+    # -- the loop ---------------------------------------------------------------------------
+
+    def follow(self, pid: int, listener_fd: int) -> int:
+        """Follow the program until it and all its descendants have ended; give its wait status."""
+        listener = Listener(listener_fd)
+        self._first = pid
+        self._enter(pid, Process(pid, Mm(pid), {}))
+        poll = select.epoll()
+        for fd in (self._signals, listener.fd, self._inotify):
+            poll.register(fd, select.EPOLLIN)
+        try:
+            while self._tracees:
+                waited = self._reap()
+                for fd, _ in poll.poll(0 if waited else -1):
+                    if fd == listener.fd:
+                        self._answer(listener)
+                    elif fd == self._signals:
+                        self._on_signal()
+                    else:
+                        self._on_release()
+        finally:
+            self._kill_all()
+            poll.close()
+            for fd in (self._signals, listener.fd, self._inotify):
+                os.close(fd)
+        return self._status
+
+    def _reap(self) -> bool:
+        """Handle waiting stops; tell whether there may be more."""
+        while self._ready:
+            tid, status = self._ready.pop()
+            if tid in self._tracees:
+                self._tracees[tid].greenlet.switch(status)
+        for _ in range(_BURST):
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG | ptrace.WALL)
+            except ChildProcessError:
+                self._tracees.clear()
+                return True
+            if not pid:
+                return not self._tracees
+            tracee = self._tracees.get(pid)
+            if tracee is not None:
+                tracee.greenlet.switch(status)
+                if self._ready:
+                    return True
+            elif os.WIFSTOPPED(status):
+                self._early[pid] = status
+        return True
+
+    def _answer(self, listener: Listener) -> None:
+        call = listener.receive()
+        if call is not None:
+            self._paths.answer(listener, call, self._tracees.get(call.tid))
+
+    def _on_signal(self) -> None:
+        try:
+            info = os.read(self._signals, _SIGINFO)
+        except BlockingIOError:
+            return
+        number = struct.unpack_from("<I", info)[0]
+        if number in _FORWARDED and self._first in self._tracees:
+            os.kill(self._first, number)
+
+    def _kill_all(self) -> None:
+        for tracee in self._tracees.values():
+            ptrace.tgkill(tracee.process.pid, tracee.tid, signal.SIGKILL)
+
+    # -- device files -----------------------------------------------------------------------
+
+    def _open_node(self, node: str, flags: int) -> "tuple[int, EnclaveFile | ProvisionFile]":
+        driver = self._platform.driver
+        file: EnclaveFile | ProvisionFile
+        if node == ENCLAVE:
+            file = enclave = driver.open_enclave()
+            fd = enclave.elrange.reopen(flags)
+        else:
+            file = driver.open_provision()
+            fd = os.memfd_create("sgx_provision", os.MFD_CLOEXEC)
+        self._files.add(fd, file)
+        # One IN_CLOSE at the last reference, mappings and passed descriptors included: the
+        # kernel's release. The driver's own descriptor is another open file and was open before.
+        path = f"/proc/self/fd/{fd}".encode()
+        watch = _libc.inotify_add_watch(self._inotify, path, _IN_CLOSE)
+        self._watched[watch] = file
+        return fd, file
+
+    def _on_release(self) -> None:
+        try:
+            events = os.read(self._inotify, 4096)
+        except BlockingIOError:
+            return
+        at = 0
+        while at < len(events):
+            watch, _, _, length = struct.unpack_from("<iIII", events, at)
+            at += 16 + length
+            file = self._watched.pop(watch, None)
+            if file is not None:
+                self._files.remove(file)
+                _libc.inotify_rm_watch(self._inotify, watch)
+                file.release()
+
+    # -- the life of a thread -----------------------------------------------------------------
+
+    def _enter(self, tid: int, process: Process) -> Tracee:
+        tracee = Tracee(tid, process, self._life, self._hub)
+        self._tracees[tid] = tracee
+        if process.threads == 1:
+            self._observer.processes += 1
+        return tracee
+
+    def _life(self, tracee: Tracee, status: int) -> None:
+        tracee.status = status
+        while os.WIFSTOPPED(tracee.status):
+            try:
+                self._on_stop(tracee, tracee.status)
+            except TraceeGone:
+                pass  # its exit status is on the way, or here
+            except Exception:  # noqa: BLE001  (one thread's misfortune is not the others')
+                self._observer.warn(
+                    f"internal error, thread {tracee.tid} is killed\n{traceback.format_exc()}"
+                )
+                ptrace.tgkill(tracee.process.pid, tracee.tid, signal.SIGKILL)
+            if not tracee.ended:
+                tracee.wait()
+        self._leave(tracee)
+
+    def _leave(self, tracee: Tracee) -> None:
+        if tracee.inside and tracee.lp is not None:
+            self._platform.processor.thread_gone(tracee.lp)
+        if tracee.tid == self._first:
+            self._status = tracee.status
+        self._tracees.pop(tracee.tid, None)
+        process = tracee.process
+        process.threads -= 1
+        if not process.threads:
+            process.mm.drop()
+
+    def _on_stop(self, tracee: Tracee, status: int) -> None:
+        number = (status >> 8) & 0xFF
+        event = status >> 16
+        if event == ptrace.EVENT_SECCOMP:
+            self._on_seccomp(tracee)
+        elif not event:
+            if number == _SYSCALL_STOP:
+                ptrace.cont(tracee.tid)
+            else:
+                self._traps.on_signal(tracee, number)
+        elif event in (ptrace.EVENT_FORK, ptrace.EVENT_VFORK, ptrace.EVENT_CLONE):
+            self._on_clone(tracee)
+        elif event == ptrace.EVENT_EXEC:
+            self._on_exec(tracee)
+        elif number in _GROUP_STOPS:
+            ptrace.listen(tracee.tid)
+        else:
+            self._on_first_stop(tracee)
+
+    def _on_seccomp(self, tracee: Tracee) -> None:
+        regs = tracee.load_regs()
+        match regs.orig_rax:
+            case n.SYS_IOCTL:
+                self._device.ioctl(tracee)
+            case n.SYS_MMAP:
+                self._on_mmap(tracee)
+            case n.SYS_MUNMAP:
+                self._device.munmap(tracee)
+            case n.SYS_MPROTECT:
+                self._device.mprotect(tracee)
+            case n.SYS_MREMAP:
+                self._device.mremap(tracee)
+            case n.SYS_MADVISE:
+                self._device.madvise(tracee)
+            case n.SYS_RT_SIGACTION:
+                action = tracee.mm.read(regs.rsi, 32)
+                if len(action) == 32 and handler_of(action):
+                    tracee.process.actions[regs.rdi] = action
+                elif len(action) == 32:
+                    tracee.process.actions.pop(regs.rdi, None)
+                ptrace.cont(tracee.tid)
+            case _:
+                ptrace.cont(tracee.tid)
+
+    def _on_mmap(self, tracee: Tracee) -> None:
+        regs = tracee.regs
+        if self._device.mmap(tracee) is not None:
+            return
+        if tracee.mm.enclaves is not None and regs.r10 & n.MAP_FIXED:
+            self._device.mmap_over(tracee)
+        elif regs.rdx & n.PROT_EXEC and not regs.r10 & n.MAP_ANONYMOUS:
+            self._programs.map_executable(tracee)
+        else:
+            ptrace.cont(tracee.tid)
+
+    def _on_clone(self, tracee: Tracee) -> None:
+        tid = ptrace.event_message(tracee.tid)
+        regs = tracee.load_regs()
+        process = tracee.process
+        match regs.orig_rax:
+            case n.SYS_CLONE:
+                flags = regs.rdi
+            case n.SYS_CLONE3:
+                flags = int.from_bytes(tracee.mm.read(regs.rdi, 8), "little")
+            case n.SYS_VFORK:
+                flags = n.CLONE_VM
+            case _:
+                flags = 0
+        child = process
+        enclaves = None
+        if not flags & n.CLONE_THREAD:
+            try:
+                mm = process.mm if flags & n.CLONE_VM else process.mm.fork(tid)
+            except OSError as gone:  # the child was killed before it ever ran
+                raise TraceeGone from gone
+            if mm is not process.mm and process.mm.enclaves is not None:
+                enclaves = process.mm.enclaves.fork()
+                mm.enclaves = enclaves
+            child = process.fork(tid, mm)
+        self._enter(tid, child)
+        ptrace.cont(tracee.tid)
+        status = self._early.pop(tid, None)
+        if status is not None:
+            self._ready.append((tid, status))
+
+    def _on_first_stop(self, tracee: Tracee) -> None:
+        enclaves = tracee.mm.enclaves
+        if enclaves is not None and not enclaves.watched and len(enclaves):
+            # A forked child: its mappings must be watched before it runs.
+            tracee.load_regs()
+            with tracee.injecting() as injector:
+                enclaves.watch(make_userfaultfd(tracee, injector))
+            tracee.finish_call(0)
+            return
+        ptrace.cont(tracee.tid)
+
+    def _on_exec(self, tracee: Tracee) -> None:
+        process = tracee.process
+        for other in list(self._tracees.values()):
+            if other.process is process and other is not tracee:
+                # exec took the other threads away without a word.
+                if other.inside and other.lp is not None:
+                    self._platform.processor.thread_gone(other.lp)
+                del self._tracees[other.tid]
+                process.threads -= 1
+        if tracee.inside and tracee.lp is not None:
+            self._platform.processor.thread_gone(tracee.lp)
+        tracee.lp = None
+        tracee.checked_mask = None
+        process.exec()
+        self._programs.exec(tracee)

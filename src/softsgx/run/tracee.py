@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A traced thread, the process and the address space it belongs to, and injected calls.
+
+Owns: the descriptor of /proc/PID/mem (opened at each exec and fork stop and kept, because a
+program that makes itself non-dumpable closes every other way), the recorded actions of the five
+fault signals, and which of its pages hold what softsgx put there. All of it is touched by the
+supervisor's one thread only; a handler that waits for its thread's next stop is switched out.
+"""
+
+import os
+import signal
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from greenlet import greenlet
+
+from softsgx.run import numbers as n
+from softsgx.run import ptrace
+from softsgx.run.bpf import INJECTION_DONE
+from softsgx.run.ptrace import TraceeGone, UserRegs
+
+if TYPE_CHECKING:
+    from softsgx.cpu.processor import LogicalProcessor
+    from softsgx.run.elrange_map import EnclaveMap
+
+SCRATCH_SLOT = 512
+NO_SYSCALL = 0xFFFFFFFFFFFFFFFF
+_ALL_SIGNALS = 0xFFFFFFFFFFFFFFFF
+_ERRNO_FLOOR = 0xFFFFFFFFFFFFF000
+_DIRECTION_AND_TRAP = 0x400 | 0x100
+
+# An injected call, entered with its number in EBX (an exec or clone that returns overwrites RAX):
+#   mov %ebx,%eax; syscall; mov %rax,%r12; mov %r13,%rdi; mov $15,%eax; syscall; ud2
+# The second call is INJECTION_DONE, whose stop costs no signal and leaves no handler reset.
+GADGET = bytes.fromhex("89d8 0f05 4989c4 4c89ef b80f000000 0f05 0f0b")
+
+
+def failed(result: int) -> int:
+    """Give the errno of an injected call's result, or 0."""
+    return (1 << 64) - result if result >= _ERRNO_FLOOR else 0
+
+
+class Mm:
+    """An address space (the kernel's mm_struct), shared by threads and by a vfork's child."""
+
+    def __init__(self, pid: int) -> None:
+        self.mem = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        self.users = 0
+        self.gadget = 0  # where GADGET stands; 0 until the exec stop has placed it
+        self.scratch = 0  # a readable page beside it for what an injected call reads
+        self._slots: list[int] = []
+        self.aep = 0  # the ENCLU of our vDSO
+        self.handle_exception = 0
+        self.cpuid_sites: set[int] = set()
+        self.source_vma: tuple[int, int, bool | None] | None = None  # where pages were added from
+        self.enclaves: EnclaveMap | None = None  # from the first mapping of an enclave on
+
+    def fork(self, pid: int) -> "Mm":
+        """Make the child's copy at its first stop."""
+        child = Mm(pid)
+        child.place(self.gadget, self.scratch)
+        child.aep = self.aep
+        child.handle_exception = self.handle_exception
+        child.cpuid_sites = set(self.cpuid_sites)
+        return child
+
+    def drop(self) -> None:
+        """Give up one user; the last one closes."""
+        self.users -= 1
+        if not self.users:
+            if self.enclaves is not None:
+                self.enclaves.close()
+            os.close(self.mem)
+
+    @contextmanager
+    def scratch_for(self, data: bytes) -> Iterator[int]:
+        """Lend a place in the program that holds `data`, for an injected call to read."""
+        if len(data) > SCRATCH_SLOT or not self._slots:
+            raise RuntimeError(f"no scratch slot for {len(data)} bytes")
+        at = self._slots.pop()
+        self.write(at, data)
+        try:
+            yield at
+        finally:
+            self._slots.append(at)
+
+    def place(self, gadget: int, scratch: int) -> None:
+        """Record where the gadget and the scratch page beside it stand."""
+        self.gadget = gadget
+        self.scratch = scratch
+        self._slots = [scratch + at for at in range(0, n.PAGE_SIZE, SCRATCH_SLOT)]
+
+    def read(self, address: int, length: int) -> bytes:
+        """Read memory of the program; shorter, or empty, where it is not mapped."""
+        if not 0 <= address < 1 << 63:
+            return b""
+        try:
+            return os.pread(self.mem, length, address)
+        except OSError:
+            return b""
+
+    def write(self, address: int, data: bytes) -> bool:
+        """Write memory of the program, whatever its protection; False where it is not mapped."""
+        if not 0 <= address < 1 << 63:
+            return False
+        try:
+            return os.pwrite(self.mem, data, address) == len(data)
+        except OSError:
+            return False
+
+
+class Process:
+    """A thread group: what its threads share beside memory."""
+
+    def __init__(self, pid: int, mm: Mm, actions: dict[int, bytes]) -> None:
+        self.pid = pid
+        self.mm = mm
+        mm.users += 1
+        self.threads = 0
+        # struct kernel_sigaction of each fault signal that the program has set; else default.
+        self.actions = actions
+        self.filtered = False  # the second filter is in place
+
+    def fork(self, pid: int, mm: Mm) -> "Process":
+        """Make the child's record."""
+        child = Process(pid, mm, dict(self.actions))
+        child.filtered = self.filtered
+        return child
+
+    def exec(self) -> None:
+        """Take a new address space: handlers go, what is ignored stays ignored."""
+        old = self.mm
+        self.mm = Mm(self.pid)
+        self.mm.users = 1
+        old.drop()
+        self.actions = {s: a for s, a in self.actions.items() if handler_of(a) == signal.SIG_IGN}
+
+
+def handler_of(action: bytes | None) -> int:
+    """Give the handler of a struct kernel_sigaction (0 default, 1 ignore)."""
+    return struct.unpack_from("<Q", action)[0] if action else 0
+
+
+class Tracee:
+    """One thread. Its life runs in a greenlet of its own; `wait` gives the others their turn."""
+
+    def __init__(
+        self,
+        tid: int,
+        process: Process,
+        life: Callable[["Tracee", int], None],
+        hub: greenlet,
+    ) -> None:
+        self.tid = tid
+        self.process = process
+        process.threads += 1
+        self.regs = UserRegs()
+        self.lp: LogicalProcessor | None = None
+        self.sigmask: int | None = None  # the program's own mask while fault signals are unblocked
+        self.checked_mask: int | None = None
+        self.fault_reset = 0  # fault signals whose action the kernel's forced delivery has reset
+        self.borrowed = False  # an injected call has ended the signal-delivery stop
+        self.ended = False
+        self.status = 0
+        # A thread is often met first in another one's greenlet, which must not be its parent.
+        self._hub = hub
+        self.greenlet = greenlet(lambda status: life(self, status), hub)
+
+    @property
+    def mm(self) -> Mm:
+        """The address space of the thread's process."""
+        return self.process.mm
+
+    @property
+    def inside(self) -> bool:
+        """Whether the thread is in enclave mode."""
+        return self.lp is not None and self.lp.inside
+
+    def wait(self) -> int:
+        """Wait for the thread's next stop or its end; give the wait status."""
+        status: int = self._hub.switch()
+        self.status = status
+        if not os.WIFSTOPPED(status):
+            self.ended = True
+        return status
+
+    def load_regs(self) -> UserRegs:
+        """Read the registers at a stop."""
+        ptrace.get_regs(self.tid, self.regs)
+        return self.regs
+
+    def store_regs(self) -> None:
+        """Write the registers at a stop."""
+        ptrace.set_regs(self.tid, self.regs)
+
+    def go_to_signal(self, signal: int) -> None:
+        """Let the thread run into the delivery stop of a signal that was just sent to it."""
+        while True:
+            ptrace.cont(self.tid)
+            status = self.wait()
+            if self.ended:
+                raise TraceeGone
+            if status >> 16 == 0 and (status >> 8) & 0xFF == signal:
+                return
+
+    def finish_call(self, result: int) -> None:
+        """At a seccomp stop: skip the system call and return `result` from it."""
+        self.regs.rax = result & NO_SYSCALL
+        self.regs.orig_rax = NO_SYSCALL
+        ptrace.set_regs(self.tid, self.regs)
+        ptrace.cont(self.tid)
+
+    @contextmanager
+    def injecting(self) -> "Iterator[Injector]":
+        """Borrow the stopped thread for system calls of ours.
+
+        On exit mask and registers are as they were, and the thread stands in a seccomp stop: a
+        signal can no longer be delivered from it, but the interrupted call can be carried out.
+        """
+        mask = ptrace.get_sigmask(self.tid)
+        ptrace.set_sigmask(self.tid, _ALL_SIGNALS)
+        injector = Injector(self, self.regs.copy())
+        try:
+            yield injector
+        finally:
+            if not self.ended:
+                ptrace.set_sigmask(self.tid, mask)
+                if injector.used:
+                    ptrace.set_regs(self.tid, self.regs)
+                if injector.stopped:
+                    ptrace.tgkill(self.process.pid, self.tid, n.SIGSTOP)
+
+
+class Injector:
+    """System calls carried out by a borrowed thread."""
+
+    def __init__(self, tracee: Tracee, base: UserRegs) -> None:
+        self._tracee = tracee
+        self._regs = base
+        self._regs.orig_rax = NO_SYSCALL
+        self._regs.rflags &= ~_DIRECTION_AND_TRAP
+        self._regs.r13 = INJECTION_DONE
+        self.used = False
+        self.stopped = False
+
+    def call(self, number: int, *args: int) -> int:
+        """Carry out one call and give what it returned, as an unsigned 64-bit number."""
+        tracee = self._tracee
+        regs = self._regs
+        regs.rbx = number
+        padded = (*args, 0, 0, 0, 0, 0, 0)
+        regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9 = (
+            a & NO_SYSCALL for a in padded[:6]
+        )
+        regs.rip = tracee.mm.gadget
+        ptrace.set_regs(tracee.tid, regs)
+        self.used = True
+        seen = UserRegs()
+        while True:
+            ptrace.cont(tracee.tid)
+            status = tracee.wait()
+            if tracee.ended:
+                raise TraceeGone
+            event = status >> 16
+            if event == ptrace.EVENT_SECCOMP:
+                ptrace.get_regs(tracee.tid, seen)
+                if seen.orig_rax == n.SYS_RT_SIGRETURN and seen.rdi == INJECTION_DONE:
+                    return seen.r12
+                # the injected call is itself one that the filters trace: let it pass
+            elif event == ptrace.EVENT_STOP:
+                self.stopped = True
+            elif not event:
+                raise RuntimeError(
+                    f"thread {tracee.tid} took signal {(status >> 8) & 0xFF} in an injected call"
+                )

@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a processor with SGX would do where this one stopped: ENCLU, CPUID, faults, AEX.
+
+Owns nothing; works on the stopped thread. ENCLU traps as SIGILL, on some hosts as SIGSEGV, so
+the bytes at RIP decide, never the signal alone. The kernel forces such a signal: where the
+program had blocked or ignored it, mask and action are reset before the stop is seen, and they
+are put back here, so that the program never notices.
+"""
+
+import struct
+from typing import TYPE_CHECKING
+
+from softsgx.arch.exceptions import (
+    PFEC_I,
+    PFEC_P,
+    PFEC_SGX,
+    PFEC_U,
+    PFEC_W,
+    VECTOR_AC,
+    VECTOR_BP,
+    VECTOR_DB,
+    VECTOR_DE,
+    VECTOR_GP,
+    VECTOR_MF,
+    VECTOR_PF,
+    VECTOR_UD,
+    VECTOR_XM,
+)
+from softsgx.arch.thread import ThreadRecord
+from softsgx.cpu.processor import LogicalProcessor
+from softsgx.cpu.transition import Event, aex, enclu
+from softsgx.errors import Fault
+from softsgx.run import numbers as n
+from softsgx.run import ptrace
+from softsgx.run.tracee import Tracee, handler_of
+
+if TYPE_CHECKING:
+    from softsgx.cpu.model import Model
+    from softsgx.cpu.processor import Processor
+    from softsgx.run.observe import Observer
+    from softsgx.run.vdso import VdsoImage
+
+ENCLU = b"\x0f\x01\xd7"
+UD2 = b"\x0f\x0b"
+_CPUID = b"\x0f\xa2"
+_INT_N = 0xCD
+_INT3 = 0xCC
+_SIG_IGN = 1
+_SI_KERNEL = 0x80
+_ILL_ILLOPN = 2
+_SEGV_MAPERR = 1
+_SEGV_ACCERR = 2
+_BUS_ADRALN = 1
+_FPE_INTDIV = 1
+_FSW_ES = 0x80
+_PAGE_MASK = ~0xFFF
+_SIGINFO_HEAD = struct.Struct("<iii4xQ")  # si_signo, si_errno, si_code, si_addr
+_ELRANGE_BASE = ThreadRecord.OFFSETS["elrange_base"] // 8
+_ELRANGE_SIZE = ThreadRecord.OFFSETS["elrange_size"] // 8
+_AEP = ThreadRecord.OFFSETS["aep"] // 8
+_TID = ThreadRecord.OFFSETS["tid"]
+
+
+def _bit(signal: int) -> int:
+    return 1 << (signal - 1)
+
+
+def _siginfo(signal: int, code: int, address: int) -> bytes:
+    return _SIGINFO_HEAD.pack(signal, 0, code, address).ljust(ptrace.SIGINFO_SIZE, b"\0")
+
+
+def _lp(tracee: Tracee) -> LogicalProcessor:
+    if tracee.lp is None:
+        raise RuntimeError(f"thread {tracee.tid} has never been inside an enclave")
+    return tracee.lp
+
+
+class Traps:
+    """The processor side of every signal stop."""
+
+    def __init__(
+        self,
+        processor: "Processor",
+        model: "Model",
+        vdso: "VdsoImage",
+        observer: "Observer",
+        xcr0: int,
+    ) -> None:
+        self._cpu = processor
+        self._model = model
+        self._vdso = vdso
+        self._observer = observer
+        self._xcr0 = xcr0
+
+    # -- the stop ---------------------------------------------------------------------------
+
+    def on_signal(self, tracee: Tracee, signal: int) -> None:
+        """Handle a signal-delivery stop and let the thread go on."""
+        if signal in n.FAULT_SIGNALS:
+            info = ptrace.get_siginfo(tracee.tid)
+            _, _, code, address = _SIGINFO_HEAD.unpack_from(info)
+            if code > 0:
+                self._on_fault(tracee, signal, code, address)
+                return
+        if not tracee.inside:
+            ptrace.cont(tracee.tid, signal)
+            return
+        info = ptrace.get_siginfo(tracee.tid)
+        tracee.load_regs()
+        self._exit_asynchronously(tracee, Event(None, 0, 0))
+        self._deliver(tracee, signal, info)
+
+    def _on_fault(self, tracee: Tracee, signal: int, code: int, address: int) -> None:
+        regs = tracee.load_regs()
+        if signal in (n.SIGILL, n.SIGSEGV):
+            head = tracee.mm.read(regs.rip, 3)
+            if head == ENCLU:
+                self._on_enclu(tracee, signal)
+                return
+            if head[:2] == UD2 and regs.rip in tracee.mm.cpuid_sites and not tracee.inside:
+                self._on_cpuid(tracee, signal)
+                return
+        if not tracee.inside:
+            ptrace.cont(tracee.tid, signal)
+            return
+        event, signal, info = self._classify(tracee, signal, code, address)
+        at_vdso = self._exit_asynchronously(tracee, event) == tracee.mm.aep and tracee.mm.aep
+        if at_vdso and event.vector not in (VECTOR_DB, VECTOR_BP):
+            self._fix_up(tracee, event.vector or 0, event.error_code, event.address)
+            self._resume(tracee)
+        else:
+            self._deliver(tracee, signal, info)
+
+    # -- CPUID ------------------------------------------------------------------------------
+
+    def _on_cpuid(self, tracee: Tracee, signal: int) -> None:
+        regs = tracee.regs
+        leaf, subleaf = regs.rax & 0xFFFFFFFF, regs.rcx & 0xFFFFFFFF
+        native = self._vdso.native_cpuid(leaf, subleaf)
+        regs.rax, regs.rbx, regs.rcx, regs.rdx = self._model.cpuid(leaf, subleaf, native)
+        regs.rip += len(_CPUID)
+        self._unforce(tracee, signal)
+        self._observer.cpuid(tracee, leaf, subleaf)
+        self._resume(tracee)
+
+    # -- ENCLU ------------------------------------------------------------------------------
+
+    def _on_enclu(self, tracee: Tracee, signal: int) -> None:
+        regs = tracee.regs
+        lp = tracee.lp
+        if lp is None:
+            lp = tracee.lp = self._logical_processor(tracee)
+        leaf = regs.rax & 0xFFFFFFFF
+        was_inside = lp.inside
+        tcs = regs.rbx
+        try:
+            enclu(self._cpu, lp, regs)
+        except Fault as fault:
+            self._observer.leaf(tracee, leaf, tcs, fault)
+            if was_inside:
+                self._fault_inside(tracee, fault)
+            else:
+                self._unforce(tracee, signal)
+                self._fault_outside(tracee, fault, tracee.regs.rip)
+            return
+        self._observer.leaf(tracee, leaf, tcs, None)
+        if lp.inside:
+            if not was_inside:
+                self._unforce(tracee, signal)
+                mask = tracee.checked_mask or 0
+                tracee.sigmask = mask
+                if mask & n.FAULT_MASK:
+                    ptrace.set_sigmask(tracee.tid, mask & ~n.FAULT_MASK)
+            self._resume(tracee)
+            return
+        if handler_of(tracee.process.actions.get(signal)) == _SIG_IGN:
+            tracee.fault_reset |= _bit(signal)
+        self._left(tracee)
+        self._resume(tracee)
+
+    def _logical_processor(self, tracee: Tracee) -> LogicalProcessor:
+        tid = tracee.tid
+        record = bytearray(ThreadRecord.SIZE)
+        struct.pack_into("<I", record, _TID, tid)
+        return LogicalProcessor(
+            record=memoryview(record),
+            translate=lambda address: (
+                tracee.mm.enclaves.translate(address) if tracee.mm.enclaves else None
+            ),
+            xcr0=self._xcr0,
+            load_xsave=lambda: ptrace.get_xstate(tid),
+            store_xsave=lambda image: ptrace.set_xstate(tid, image),
+        )
+
+    def _fault_inside(self, tracee: Tracee, fault: Fault) -> None:
+        event = Event(fault.vector, fault.error_code, fault.address or 0)
+        aep = self._exit_asynchronously(tracee, event)
+        if aep == tracee.mm.aep:
+            self._fix_up(tracee, fault.vector, fault.error_code, fault.address or 0)
+            self._resume(tracee)
+        else:
+            self._deliver(tracee, *self._as_signal(fault, aep))
+
+    def _fault_outside(self, tracee: Tracee, fault: Fault, rip: int) -> None:
+        if rip == tracee.mm.aep:
+            self._fix_up(tracee, fault.vector, fault.error_code, fault.address or 0)
+            self._resume(tracee)
+        else:
+            self._deliver(tracee, *self._as_signal(fault, rip))
+
+    @staticmethod
+    def _as_signal(fault: Fault, rip: int) -> tuple[int, bytes]:
+        # arch/x86/kernel/traps.c, mm/fault.c: what a fault is told as.
+        match fault.vector:
+            case 14:
+                present = fault.error_code & (PFEC_P | PFEC_SGX)
+                code = _SEGV_ACCERR if present else _SEGV_MAPERR
+                address = (fault.address or 0) & _PAGE_MASK
+                return n.SIGSEGV, _siginfo(n.SIGSEGV, code, address)
+            case 6:
+                return n.SIGILL, _siginfo(n.SIGILL, _ILL_ILLOPN, rip)
+            case _:
+                return n.SIGSEGV, _siginfo(n.SIGSEGV, _SI_KERNEL, 0)
+
+    @staticmethod
+    def _fix_up(tracee: Tracee, vector: int, error_code: int, address: int) -> None:
+        # arch/x86/entry/vdso/extable.c: the fault becomes an exception return of the vDSO call.
+        regs = tracee.regs
+        regs.rip = tracee.mm.handle_exception
+        regs.rdi = vector
+        regs.rsi = error_code
+        regs.rdx = address if vector == VECTOR_PF else 0
+
+    # -- AEX --------------------------------------------------------------------------------
+
+    def _exit_asynchronously(self, tracee: Tracee, event: Event) -> int:
+        """Do the AEX; give the AEP."""
+        aex(self._cpu, _lp(tracee), tracee.regs, event)
+        self._observer.aex(tracee, event)
+        self._left(tracee)
+        return tracee.regs.rip
+
+    def _left(self, tracee: Tracee) -> None:
+        # The thread is outside again: its own mask, and the actions that forced signals reset.
+        mask, tracee.sigmask = tracee.sigmask, None
+        if mask is not None and mask & n.FAULT_MASK:
+            ptrace.set_sigmask(tracee.tid, mask)
+        if tracee.fault_reset:
+            self._restore_actions(tracee)
+
+    def _classify(
+        self, tracee: Tracee, signal: int, code: int, address: int
+    ) -> tuple[Event, int, bytes]:
+        """Say which exception a fault signal inside stands for, and what the host is told."""
+        regs = tracee.regs
+        lp = _lp(tracee)
+        page = address & _PAGE_MASK
+        base, size = lp.quads[_ELRANGE_BASE], lp.quads[_ELRANGE_SIZE]
+        if not base <= regs.rip < base + size:
+            # The enclave jumped out without EEXIT: the first fetch would have been refused.
+            return Event(VECTOR_GP, 0, 0), n.SIGSEGV, _siginfo(n.SIGSEGV, _SI_KERNEL, 0)
+        aep = lp.quads[_AEP]
+        illegal = n.SIGILL, _siginfo(n.SIGILL, _ILL_ILLOPN, aep)
+        if signal == n.SIGSEGV and code == _SI_KERNEL:
+            if tracee.mm.read(regs.rip, 1) == bytes([_INT_N]):
+                return Event(VECTOR_UD, 0, 0), *illegal
+            return Event(VECTOR_GP, 0, 0), n.SIGSEGV, _siginfo(n.SIGSEGV, _SI_KERNEL, 0)
+        if signal == n.SIGSEGV or (signal == n.SIGBUS and code != _BUS_ADRALN):
+            told, told_code, error_code = self._page_fault(tracee, signal, code, address)
+            event = Event(VECTOR_PF, error_code, address)
+            return event, told, _siginfo(told, told_code, page)
+        if signal == n.SIGBUS:
+            return Event(VECTOR_AC, 0, 0), n.SIGBUS, _siginfo(n.SIGBUS, code, aep)
+        if signal == n.SIGFPE:
+            vector = VECTOR_DE
+            if code != _FPE_INTDIV:
+                status = struct.unpack_from("<H", ptrace.get_xstate(tracee.tid), 2)[0]
+                vector = VECTOR_MF if status & _FSW_ES else VECTOR_XM
+            return Event(vector, 0, 0), n.SIGFPE, _siginfo(n.SIGFPE, code, aep)
+        if signal == n.SIGTRAP and tracee.mm.read(regs.rip - 1, 1) == bytes([_INT3]):
+            # Without DBGOPTIN an INT3 inside is #UD, and a fault: RIP at the instruction.
+            regs.rip -= 1
+        return Event(VECTOR_UD, 0, 0), *illegal
+
+    def _page_fault(
+        self, tracee: Tracee, signal: int, code: int, address: int
+    ) -> tuple[int, int, int]:
+        """Give signal, si_code and page-fault error code of a #PF that was taken inside.
+
+        ptrace shows no error code: W and I come from the instruction, P and SGX from VMA and
+        EPCM.
+        """
+        regs = tracee.regs
+        fetch = address == regs.rip
+        error_code = PFEC_U
+        if fetch:
+            error_code |= PFEC_I
+        elif self._writes(tracee, address):
+            error_code |= PFEC_W
+        vma = tracee.mm.enclaves.find(address) if tracee.mm.enclaves else None
+        if vma is None:
+            if code == _SEGV_ACCERR:
+                error_code |= PFEC_P
+            return signal, code, error_code
+        wanted = n.PROT_EXEC if fetch else n.PROT_WRITE if error_code & PFEC_W else n.PROT_READ
+        if not vma.prot & wanted and not (wanted == n.PROT_READ and vma.prot):
+            # The VMA forbids it. A page that was mapped shows as present.
+            if vma.prot and vma.file.encl.translate(address) is not None:
+                error_code |= PFEC_P
+            return n.SIGSEGV, _SEGV_ACCERR, error_code
+        if vma.file.encl.load_page_in_vma(address, vma.prot) is not None:
+            return n.SIGBUS, 2, error_code
+        return n.SIGSEGV, _SEGV_ACCERR, error_code | PFEC_P | PFEC_SGX
+
+    @staticmethod
+    def _writes(tracee: Tracee, address: int) -> bool:
+        # Heavy, and needed once the first enclave faults: so it is imported here.
+        from softsgx.run.access import writes_to  # noqa: PLC0415
+
+        return writes_to(tracee, address)
+
+    # -- signals ----------------------------------------------------------------------------
+
+    def _unforce(self, tracee: Tracee, signal: int) -> None:
+        """Undo what the kernel's forced delivery of `signal` did to mask and action.
+
+        The mask after it cannot tell whether the signal was blocked before. A handler that is
+        gone tells, and so does a mask in which the other fault signals are all blocked; looked
+        at again whenever the rest of the mask has changed.
+        """
+        mask = ptrace.get_sigmask(tracee.tid)
+        action = tracee.process.actions.get(signal)
+        handler = handler_of(action)
+        if mask | _bit(signal) != (tracee.checked_mask or 0) | _bit(signal) or (
+            tracee.checked_mask is None
+        ):
+            blocked = False
+            if handler > _SIG_IGN:
+                blocked = not self._caught(tracee, signal)
+            else:
+                others = n.FAULT_MASK & ~_bit(signal)
+                blocked = mask & others == others
+            tracee.checked_mask = mask | _bit(signal) if blocked else mask
+        if tracee.checked_mask is not None and tracee.checked_mask & _bit(signal):
+            ptrace.set_sigmask(tracee.tid, tracee.checked_mask)
+            if handler:
+                tracee.fault_reset |= _bit(signal)
+        elif handler == _SIG_IGN:
+            tracee.fault_reset |= _bit(signal)
+        if tracee.fault_reset and not tracee.inside:
+            self._restore_actions(tracee)
+
+    @staticmethod
+    def _caught(tracee: Tracee, signal: int) -> bool:
+        with open(f"/proc/{tracee.tid}/status", "rb") as status:
+            for line in status:
+                if line.startswith(b"SigCgt:"):
+                    return bool(int(line.split()[1], 16) & _bit(signal))
+        return True
+
+    @staticmethod
+    def _restore_actions(tracee: Tracee) -> None:
+        reset, tracee.fault_reset = tracee.fault_reset, 0
+        with tracee.injecting() as injector:
+            for signal in n.FAULT_SIGNALS:
+                action = tracee.process.actions.get(signal)
+                if reset & _bit(signal) and action is not None:
+                    with tracee.mm.scratch_for(action) as at:
+                        injector.call(n.SYS_RT_SIGACTION, signal, at, 0, 8)
+        tracee.borrowed = True
+
+    def _resume(self, tracee: Tracee) -> None:
+        tracee.borrowed = False
+        tracee.store_regs()
+        ptrace.cont(tracee.tid)
+
+    def _deliver(self, tracee: Tracee, signal: int, info: bytes) -> None:
+        """Deliver a signal with the thread's registers as they are recorded."""
+        tracee.store_regs()
+        if tracee.borrowed:
+            # An injected call has ended the signal-delivery stop: ask for another one.
+            tracee.borrowed = False
+            ptrace.tgkill(tracee.process.pid, tracee.tid, signal)
+            tracee.go_to_signal(signal)
+        code = _SIGINFO_HEAD.unpack_from(info)[2]
+        if code > 0 and ptrace.get_sigmask(tracee.tid) & _bit(signal):
+            self._force(tracee, signal)
+        ptrace.set_siginfo(tracee.tid, info)
+        ptrace.cont(tracee.tid, signal)
+
+    @staticmethod
+    def _force(tracee: Tracee, signal: int) -> None:
+        # kernel/signal.c, force_sig_info_to_task: a blocked fault takes the default action.
+        mask = ptrace.get_sigmask(tracee.tid)
+        if handler_of(tracee.process.actions.get(signal)):
+            default = bytes(32)
+            with tracee.injecting() as injector, tracee.mm.scratch_for(default) as at:
+                injector.call(n.SYS_RT_SIGACTION, signal, at, 0, 8)
+            ptrace.set_sigmask(tracee.tid, mask & ~_bit(signal))
+            ptrace.tgkill(tracee.process.pid, tracee.tid, signal)
+            tracee.go_to_signal(signal)
+        else:
+            ptrace.set_sigmask(tracee.tid, mask & ~_bit(signal))
