@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit status; `argv` is without the program's name."""
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        return _dispatch(arguments)
+        status = _dispatch(arguments)
+        sys.stdout.flush()
     except SoftsgxError as error:
         print(f"softsgx: {error}", file=sys.stderr)
         return 2
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         # interpreter's own flush at exit must not say it either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    return status
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -67,9 +69,7 @@ def _dispatch(arguments: list[str]) -> int:
     module = import_module(f"softsgx.cli.{verb}")
     parser = ArgumentParser(prog=f"softsgx {verb}", description=module.__doc__, allow_abbrev=False)
     module.add_arguments(parser)
-    status = module.main(parser.parse_args(arguments[1:]))
-    sys.stdout.flush()
-    return int(status)
+    return int(module.main(parser.parse_args(arguments[1:])))
 
 
 def _help() -> str:
