@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the processor claims to be: its features, and CPUID which tells them (SDM volume 3D, 37.7).
+
+Only what is built is claimed. The vendor and everything outside SGX stay the host's.
+"""
+
+from softsgx.arch.attributes import (
+    ATTRIBUTE_DEBUG,
+    ATTRIBUTE_EINITTOKENKEY,
+    ATTRIBUTE_KSS,
+    ATTRIBUTE_MODE64BIT,
+    ATTRIBUTE_PROVISIONKEY,
+    MISC_EXINFO,
+    XFRM_AMX,
+    XFRM_AVX,
+    XFRM_AVX512,
+    XFRM_LEGACY,
+    XFRM_MPX,
+    XFRM_PKRU,
+    XFRM_SSE,
+)
+from softsgx.arch.structures import Exinfo, Gprsgx
+
+# Offset and size of the components in the standard format, as CPUID.0DH tells them on Intel's processors.
+XSAVE_SIZES = {
+    2: (256, 576),
+    3: (64, 960),
+    4: (64, 1024),
+    5: (64, 1088),
+    6: (512, 1152),
+    7: (1024, 1664),
+    9: (8, 2688),
+    17: (64, 2752),
+    18: (8192, 2816),
+}
+# The legacy area and the header.
+XSAVE_MINIMUM = 576
+
+# log2 of the largest enclave, 32-bit and 64-bit: CPUID.12H.0:EDX.
+MAX_ENCLAVE_SIZE_NOT64 = 0x1F
+MAX_ENCLAVE_SIZE_64 = 0x38
+
+# A physical address nobody uses; a section is told by CPUID but never dereferenced.
+_EPC_PHYSICAL_BASE = 0x10_0000_0000
+
+_LEAF_SGX = 0x12
+_SGX1 = 1 << 0
+_LEAF7_EBX_SGX = 1 << 2
+_LEAF7_ECX_SGX_LC = 1 << 30
+_SECTION_VALID = 1
+_SECTION_CONFIDENTIAL_INTEGRITY = 1
+
+Cpuid = tuple[int, int, int, int]
+
+
+class Model:
+    """A processor model.
+
+    ``epc_bytes`` is the EPC that CPUID reports. ``xcr0`` is the host's XCR0: XFRM offers of it what an
+    enclave may have, because the host's XSAVE area is what an enclave's XSAVE really writes.
+    ``xsave_sizes`` is (size, offset) by component, CPUID.0DH's EAX and EBX.
+    """
+
+    __slots__ = ("attributes", "epc_bytes", "miscselect", "xfrm", "xsave_sizes")
+
+    def __init__(
+        self,
+        epc_bytes: int = 128 << 20,
+        xcr0: int = 7,
+        xsave_sizes: dict[int, tuple[int, int]] | None = None,
+    ) -> None:
+        if epc_bytes <= 0 or epc_bytes % 4096:
+            raise ValueError(f"an EPC of {epc_bytes} bytes; a multiple of 4096 is wanted")
+        self.epc_bytes = epc_bytes
+        self.xsave_sizes = dict(XSAVE_SIZES if xsave_sizes is None else xsave_sizes)
+        self.attributes = (
+            ATTRIBUTE_DEBUG
+            | ATTRIBUTE_MODE64BIT
+            | ATTRIBUTE_PROVISIONKEY
+            | ATTRIBUTE_EINITTOKENKEY
+            | ATTRIBUTE_KSS
+        )
+        self.miscselect = MISC_EXINFO
+        possible = XFRM_LEGACY | XFRM_AVX | XFRM_MPX | XFRM_AVX512 | XFRM_PKRU | XFRM_AMX
+        known = XFRM_LEGACY | sum(1 << component for component in self.xsave_sizes)
+        self.xfrm = xcr0 & possible & known | XFRM_LEGACY
+
+    def loadable(self, xfrm: int) -> bool:
+        """Tell whether XSETBV would take the value on this processor."""
+        if xfrm & XFRM_LEGACY != XFRM_LEGACY or xfrm & ~self.xfrm:
+            return False
+        if xfrm & XFRM_AVX and not xfrm & XFRM_SSE:
+            return False
+        if xfrm & XFRM_AVX512 and (xfrm & XFRM_AVX512 != XFRM_AVX512 or not xfrm & XFRM_AVX):
+            return False
+        return xfrm & XFRM_MPX in {0, XFRM_MPX} and xfrm & XFRM_AMX in {0, XFRM_AMX}
+
+    def xsave_size(self, xfrm: int) -> int:
+        """Return the bytes of a standard-format XSAVE area for the components (SDM 42.7.2.2)."""
+        size = XSAVE_MINIMUM
+        for component, (length, offset) in self.xsave_sizes.items():
+            if component >= 2 and xfrm >> component & 1:
+                size = max(size, offset + length)
+        return size
+
+    def ssa_size(self, xfrm: int, miscselect: int) -> int:
+        """Return the least bytes of an SSA frame."""
+        misc = Exinfo.SIZE if miscselect & MISC_EXINFO else 0
+        return self.xsave_size(xfrm) + Gprsgx.SIZE + misc
+
+    def cpuid(self, leaf: int, subleaf: int, native: Cpuid) -> Cpuid:
+        """Return EAX, EBX, ECX, EDX, given what the host's CPUID returned for the same operands."""
+        eax, ebx, ecx, edx = native
+        if leaf == 0:
+            return max(eax, _LEAF_SGX), ebx, ecx, edx
+        if leaf == 7 and subleaf == 0:
+            return eax, ebx | _LEAF7_EBX_SGX, ecx | _LEAF7_ECX_SGX_LC, edx
+        if leaf == _LEAF_SGX:
+            return self._cpuid_sgx(subleaf)
+        return native
+
+    def _cpuid_sgx(self, subleaf: int) -> Cpuid:
+        if subleaf == 0:
+            sizes = MAX_ENCLAVE_SIZE_64 << 8 | MAX_ENCLAVE_SIZE_NOT64
+            return _SGX1, self.miscselect, 0, sizes
+        if subleaf == 1:
+            return (*_halves(self.attributes), *_halves(self.xfrm))
+        if subleaf == 2:
+            base_low, base_high = _halves(_EPC_PHYSICAL_BASE)
+            size_low, size_high = _halves(self.epc_bytes)
+            return (
+                base_low | _SECTION_VALID,
+                base_high,
+                size_low | _SECTION_CONFIDENTIAL_INTEGRITY,
+                size_high,
+            )
+        return 0, 0, 0, 0
+
+
+def _halves(value: int) -> tuple[int, int]:
+    return value & 0xFFFF_FFFF, value >> 32

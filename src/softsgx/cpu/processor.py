@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processor: one EPC, one identity, the enclaves of the EPC; and the logical processors.
+
+One processor serves a whole process tree. Its leaves are functions (encls.py, einit.py, keys.py,
+transition.py) over it. All run on one thread; where a leaf may be suspended, its pages are busy.
+"""
+
+import os
+from collections.abc import Callable
+
+from softsgx.arch.thread import MODE_INSIDE, TcsRecord, ThreadRecord
+from softsgx.cpu.epc import Epc, PageIndex
+from softsgx.cpu.identity import Identity
+from softsgx.cpu.model import Model
+from softsgx.cpu.secs import SecsPage, Thread
+
+_MODE = ThreadRecord.OFFSETS["mode"] // 4
+
+
+def _held_record(_eid: int, _linaddr: int) -> memoryview:
+    return memoryview(bytearray(TcsRecord.SIZE))
+
+
+class Processor:
+    """An SGX processor.
+
+    ``tcs_records`` gives the buffer of a TcsRecord when EADD makes a TCS: (EID, linear address) to at
+    least 128 writable bytes; by default the processor holds them itself. ``ia32_sgxlepubkeyhash`` is
+    MSRs 8CH to 8FH, which the driver writes before EINIT.
+    """
+
+    __slots__ = (
+        *("enclaves", "epc", "ia32_sgxlepubkeyhash", "identity", "model"),
+        *("next_eid", "report_keyid", "tcs_records", "threads"),
+    )
+
+    def __init__(self, model: Model, identity: Identity, epc_pages: int) -> None:
+        self.model = model
+        self.identity = identity
+        self.epc = Epc(epc_pages)
+        self.enclaves: dict[int, SecsPage] = {}
+        self.threads: dict[int, Thread] = {}
+        self.next_eid = 1
+        self.ia32_sgxlepubkeyhash = bytes(32)
+        # CR_REPORT_KEYID: new at every start.
+        self.report_keyid = os.urandom(32)
+        self.tcs_records: Callable[[int, int], memoryview] = _held_record
+
+    def secs_of(self, page: int) -> SecsPage | None:
+        """Return the enclave whose SECS is on the page, or to which the page belongs."""
+        secs = self.enclaves.get(page)
+        if secs is not None or not self.epc.valid(page):
+            return secs
+        return self.enclaves.get(self.epc.owners[page])
+
+    def thread_gone(self, lp: "LogicalProcessor") -> None:
+        """Take a dead thread out of its enclave: as an AEX leaves it, but that nothing was saved."""
+        from softsgx.cpu import transition  # noqa: PLC0415  # transition imports this module
+
+        transition.thread_gone(lp)
+
+
+def _no_xsave() -> bytearray:
+    raise NotImplementedError("this logical processor has no XSAVE state")
+
+
+def _no_store(_image: bytearray) -> None:
+    raise NotImplementedError("this logical processor has no XSAVE state")
+
+
+class LogicalProcessor:
+    """One thread, as the processor sees it.
+
+    ``record`` is its ThreadRecord. ``translate`` is the page tables: a page's linear address to its EPC
+    page, None if none is present. ``load_xsave`` and ``store_xsave`` read and replace the thread's
+    extended state in the standard format, as NT_X86_XSTATE; AEX and ERESUME call them.
+    """
+
+    __slots__ = (
+        *("cssa", "load_xsave", "quads", "record", "store_xsave", "thread", "translate"),
+        *("words", "xcr0"),
+    )
+
+    def __init__(
+        self,
+        translate: Callable[[int], int | None],
+        record: memoryview | None = None,
+        xcr0: int = 7,
+        load_xsave: Callable[[], bytearray] = _no_xsave,
+        store_xsave: Callable[[bytearray], None] = _no_store,
+    ) -> None:
+        if record is None:
+            record = memoryview(bytearray(ThreadRecord.SIZE))
+        self.record = record.cast("B")[: ThreadRecord.SIZE]
+        self.words = self.record.cast("I")
+        self.quads = self.record.cast("Q")
+        self.translate = translate
+        self.xcr0 = xcr0
+        self.load_xsave = load_xsave
+        self.store_xsave = store_xsave
+        # The TCS by which this thread is inside, and its CSSA. While STATE is ACTIVE they are this
+        # thread's own: the program that shares the records cannot misdirect an AEX.
+        self.thread: Thread | None = None
+        self.cssa = 0
+
+    @property
+    def inside(self) -> bool:
+        """Tell whether the thread is in enclave mode."""
+        return self.words[_MODE] == MODE_INSIDE
+
+    def resolve(self, address: int) -> PageIndex | None:
+        """Return the EPC page of any linear address, None if none is present."""
+        page = self.translate(address & ~0xFFF)
+        return None if page is None else PageIndex(page)
