@@ -34,13 +34,15 @@ _MEASURED_PAGE = _BLOCK + CHUNKS_OF_PAGE * (_BLOCK + CHUNK)
 _ECREATE = Struct("<8sIQ44x")
 _EADD = Struct("<8sQQ40x")
 _EEXTEND = Struct("<8sQ48x")
+_PAGE_STREAM = Struct("<8sQQ40x" + CHUNKS_OF_PAGE * "8sQ48x256s")
+_PAGE_CHUNKS = Struct(CHUNKS_OF_PAGE * "256s")
 
 _TAG_ECREATE = b"ECREATE\0"
 _TAG_EADD = b"EADD\0\0\0\0"
 _TAG_EEXTEND = b"EEXTEND\0"
 
 # numpy makes the stream of a long range several times faster, but loading it costs as much as some
-# 25,000 pages made without it; an enclave that sends one call of this size usually sends more.
+# 40,000 pages made without it; an enclave that sends one call of this size usually sends more.
 _LOAD_NUMPY_FROM = 1024
 _USE_NUMPY_FROM = 16
 # The interleaved stream of so many pages (332 KiB) stays in a core's second-level cache.
@@ -93,7 +95,7 @@ class Measurement:
         elif _numpy_pays(count):
             _stream_by_numpy(self._sha.update, offset, secinfo_flags, view)
         else:
-            _stream_by_join(self._sha.update, offset, secinfo_flags, view)
+            _stream_by_struct(self._sha.update, offset, secinfo_flags, view)
 
     def add_unmeasured(self, offset: int, secinfo_flags: int, count: int) -> None:
         """Update by EADD of `count` pages from `offset` on, whose contents are not measured."""
@@ -116,16 +118,17 @@ def _numpy_pays(count: int) -> bool:
     return count >= _LOAD_NUMPY_FROM or "numpy" in sys.modules
 
 
-def _stream_by_join(
+# One pack() a page: it is faster than to join 33 pieces.
+def _stream_by_struct(
     update: Callable[[Any], None], offset: int, secinfo_flags: int, view: memoryview
 ) -> None:
-    eadd, eextend = _EADD.pack, _EEXTEND.pack
+    pack, chunks_of = _PAGE_STREAM.pack, _PAGE_CHUNKS.unpack_from
+    fields: list[Any] = [_TAG_EEXTEND] * (3 * CHUNKS_OF_PAGE)
     for page in range(0, len(view), PAGE):
-        parts: list[Any] = [eadd(_TAG_EADD, offset + page, secinfo_flags)]
-        for chunk in range(page, page + PAGE, CHUNK):
-            parts.append(eextend(_TAG_EEXTEND, offset + chunk))
-            parts.append(view[chunk : chunk + CHUNK])
-        update(b"".join(parts))
+        at = offset + page
+        fields[1::3] = range(at, at + PAGE, CHUNK)
+        fields[2::3] = chunks_of(view, page)
+        update(pack(_TAG_EADD, at, secinfo_flags, *fields))
 
 
 def _stream_by_numpy(
