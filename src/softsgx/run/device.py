@@ -18,6 +18,7 @@ from softsgx.run import bpf, ptrace
 from softsgx.run import numbers as n
 from softsgx.run.elrange_map import USER_MODE_ONLY, EnclaveMap, EnclaveVma
 from softsgx.run.ptrace import TraceeGone
+from softsgx.run.records import TABLE_PATH, TABLE_SIZE
 from softsgx.run.tracee import NO_SYSCALL, Injector, Tracee, failed
 from softsgx.run.user_memory import ProgramMemory
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from softsgx.driver.driver import ProvisionFile
 
     DeviceFile = EnclaveFile | ProvisionFile
+    from softsgx.run.keeper import Keeper
     from softsgx.run.observe import Observer
 
 _SYSCALL_STOP = 0x80
@@ -151,8 +153,9 @@ class ProgramTask:
 class DeviceCalls:
     """Carries out the traced system calls that concern an enclave."""
 
-    def __init__(self, files: DeviceFiles, observer: "Observer") -> None:
+    def __init__(self, files: DeviceFiles, keeper: "Keeper", observer: "Observer") -> None:
         self._files = files
+        self._keeper = keeper
         self._observer = observer
         self._filter = bpf.second_filter()
 
@@ -167,6 +170,7 @@ class DeviceCalls:
             ptrace.cont(tracee.tid)
             return
         started = self._observer.now()
+        pages = file.encl.page_cnt if isinstance(file, EnclaveFile) else 0
         task = self._task(tracee, file, fd)
         error: DriverError | None = None
         try:
@@ -175,14 +179,16 @@ class DeviceCalls:
             error = refused
             result = -refused.errno
         self._observer.ioctl(tracee, request, result, error, started)
-        self._narrow(tracee, file)
+        if isinstance(file, EnclaveFile) and file.encl.page_cnt != pages:
+            self._observer.pages_added += file.encl.page_cnt - pages
+            self._narrow(tracee, file)
         tracee.finish_call(result)
 
-    def _narrow(self, tracee: Tracee, file: "DeviceFile") -> None:
+    def _narrow(self, tracee: Tracee, file: EnclaveFile) -> None:
         # A mapping from before ADD_PAGES may allow more than the pages do (sgx_encl_load_page_in_vma
         # then refuses the page): take those parts away. Nothing to do for who maps afterwards.
         enclaves = tracee.mm.enclaves
-        if enclaves is None or not isinstance(file, EnclaveFile):
+        if enclaves is None:
             return
         parts = [
             part
@@ -272,8 +278,10 @@ class DeviceCalls:
             if not tracee.process.filtered:
                 tracee.process.filtered = True
                 self._install_second_filter(tracee, injector)
+            if not mm.records:
+                self._map_records(tracee, injector)
             if not mm.enclaves.watched:
-                mm.enclaves.watch(make_userfaultfd(tracee, injector))
+                mm.enclaves.watch(self.make_userfaultfd(tracee, injector))
             injector.call(n.SYS_MADVISE, vma.start, vma.end - vma.start, n.MADV_DONTDUMP)
 
     def _install_second_filter(self, tracee: Tracee, injector: Injector) -> None:
@@ -290,6 +298,33 @@ class DeviceCalls:
             f"process {tracee.process.pid} refused the second filter: "
             f"{os.strerror(failed(result)) if failed(result) else f'thread {result}'}"
         )
+
+    def make_userfaultfd(self, tracee: Tracee, injector: Injector) -> int:
+        """Make a userfaultfd of the thread's address space and take it out of the program."""
+        flags = n.O_CLOEXEC | _O_NONBLOCK | USER_MODE_ONLY
+        fd = injector.call(n.SYS_USERFAULTFD, flags)
+        if failed(fd):
+            raise RuntimeError(
+                f"userfaultfd was refused to process {tracee.process.pid}: "
+                f"{os.strerror(failed(fd))}"
+            )
+        try:
+            uffd = ptrace.pidfd_getfd(tracee.process.pid, fd)
+        finally:
+            injector.call(n.SYS_CLOSE, fd)
+        self._keeper.keep(uffd, tracee.process.pid)
+        return uffd
+
+    @staticmethod
+    def _map_records(tracee: Tracee, injector: Injector) -> None:
+        with tracee.mm.scratch_for(TABLE_PATH) as path:
+            fd = injector.call(n.SYS_OPENAT, n.AT_FDCWD, path, os.O_RDWR | n.O_CLOEXEC)
+        if not failed(fd):
+            prot = n.PROT_READ | n.PROT_WRITE
+            at = injector.call(n.SYS_MMAP, 0, TABLE_SIZE, prot, n.MAP_SHARED, fd, 0)
+            injector.call(n.SYS_CLOSE, fd)
+            if not failed(at):
+                tracee.mm.records = at
 
     # -- what changes a mapping ---------------------------------------------------------------
 
@@ -382,20 +417,6 @@ class DeviceCalls:
             if advice == n.MADV_DONTFORK:
                 enclaves.set_dontfork(start, end)
         ptrace.cont(tracee.tid)
-
-
-def make_userfaultfd(tracee: Tracee, injector: Injector) -> int:
-    """Make a userfaultfd of the thread's address space and take it out of the program."""
-    flags = n.O_CLOEXEC | _O_NONBLOCK | USER_MODE_ONLY
-    fd = injector.call(n.SYS_USERFAULTFD, flags)
-    if failed(fd):
-        raise RuntimeError(
-            f"userfaultfd was refused to process {tracee.process.pid}: {os.strerror(failed(fd))}"
-        )
-    try:
-        return ptrace.pidfd_getfd(tracee.process.pid, fd)
-    finally:
-        injector.call(n.SYS_CLOSE, fd)
 
 
 def run_to_exit(tracee: Tracee) -> int:

@@ -18,19 +18,21 @@ from typing import TYPE_CHECKING
 
 from greenlet import greenlet
 
-from softsgx.driver.driver import ENCLAVE, LINKS, NODES
+from softsgx.driver.driver import ENCLAVE, LINKS, NODES, EnclaveFile
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
-from softsgx.run.device import DeviceCalls, DeviceFiles, make_userfaultfd
+from softsgx.run.device import DeviceCalls, DeviceFiles
+from softsgx.run.keeper import Keeper
 from softsgx.run.notification import Listener
 from softsgx.run.paths import PathCalls
 from softsgx.run.program import Programs
 from softsgx.run.ptrace import TraceeGone
+from softsgx.run.records import RecordTable
 from softsgx.run.tracee import Mm, Process, Tracee, handler_of
 from softsgx.run.traps import Traps
 
 if TYPE_CHECKING:
-    from softsgx.driver.driver import EnclaveFile, ProvisionFile
+    from softsgx.driver.driver import ProvisionFile
     from softsgx.driver.platform import Platform
     from softsgx.run.observe import Observer
     from softsgx.run.vdso import VdsoImage
@@ -61,10 +63,15 @@ class Supervisor:
         self._observer = observer
         self._files = DeviceFiles()
         self._watched: dict[int, EnclaveFile | ProvisionFile] = {}
-        self._device = DeviceCalls(self._files, observer)
+        self._keeper = Keeper()
+        self._records = RecordTable()
+        platform.processor.tcs_records = self._records.tcs
+        self._device = DeviceCalls(self._files, self._keeper, observer)
         self._programs = Programs(vdso, observer)
-        self._traps = Traps(platform.processor, platform.processor.model, vdso, observer, xcr0)
-        self._paths = PathCalls(NODES, LINKS, self._open_node)
+        self._traps = Traps(
+            platform.processor, platform.processor.model, vdso, observer, self._records, xcr0
+        )
+        self._paths = PathCalls(NODES, LINKS, self._records.fd, self._open_node)
         self._tracees: dict[int, Tracee] = {}
         # A new thread may stop before its parent's event tells whose child it is.
         self._early: dict[int, int] = {}
@@ -101,6 +108,7 @@ class Supervisor:
                         self._on_release()
         finally:
             self._kill_all()
+            self._keeper.close()
             poll.close()
             for fd in (self._signals, listener.fd, self._inotify):
                 os.close(fd)
@@ -179,7 +187,15 @@ class Supervisor:
             if file is not None:
                 self._files.remove(file)
                 _libc.inotify_rm_watch(self._inotify, watch)
-                file.release()
+                self._release(file)
+
+    def _release(self, file: "EnclaveFile | ProvisionFile") -> None:
+        eid = 0
+        if isinstance(file, EnclaveFile) and file.encl.secs_page is not None:
+            secs = self._platform.processor.secs_of(file.encl.secs_page)
+            eid = secs.eid if secs is not None else 0
+        file.release()
+        self._records.give_back_enclave(eid)
 
     # -- the life of a thread -----------------------------------------------------------------
 
@@ -207,8 +223,7 @@ class Supervisor:
         self._leave(tracee)
 
     def _leave(self, tracee: Tracee) -> None:
-        if tracee.inside and tracee.lp is not None:
-            self._platform.processor.thread_gone(tracee.lp)
+        self._leave_enclave(tracee)
         if tracee.tid == self._first:
             self._status = tracee.status
         self._tracees.pop(tracee.tid, None)
@@ -216,6 +231,12 @@ class Supervisor:
         process.threads -= 1
         if not process.threads:
             process.mm.drop()
+
+    def _leave_enclave(self, tracee: Tracee) -> None:
+        if tracee.lp is not None:
+            self._platform.processor.thread_gone(tracee.lp)
+            self._records.give_back_thread(tracee.record_slot)
+            tracee.lp = None
 
     def _on_stop(self, tracee: Tracee, status: int) -> None:
         number = (status >> 8) & 0xFF
@@ -308,7 +329,7 @@ class Supervisor:
             # A forked child: its mappings must be watched before it runs.
             tracee.load_regs()
             with tracee.injecting() as injector:
-                enclaves.watch(make_userfaultfd(tracee, injector))
+                enclaves.watch(self._device.make_userfaultfd(tracee, injector))
             tracee.finish_call(0)
             return
         ptrace.cont(tracee.tid)
@@ -318,13 +339,10 @@ class Supervisor:
         for other in list(self._tracees.values()):
             if other.process is process and other is not tracee:
                 # exec took the other threads away without a word.
-                if other.inside and other.lp is not None:
-                    self._platform.processor.thread_gone(other.lp)
+                self._leave_enclave(other)
                 del self._tracees[other.tid]
                 process.threads -= 1
-        if tracee.inside and tracee.lp is not None:
-            self._platform.processor.thread_gone(tracee.lp)
-        tracee.lp = None
+        self._leave_enclave(tracee)
         tracee.checked_mask = None
         process.exec()
         self._programs.exec(tracee)

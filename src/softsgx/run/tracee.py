@@ -51,6 +51,7 @@ class Mm:
         self.gadget = 0  # where GADGET stands; 0 until the exec stop has placed it
         self.scratch = 0  # a readable page beside it for what an injected call reads
         self._slots: list[int] = []
+        self.records = 0  # where the record table is mapped
         self.aep = 0  # the ENCLU of our vDSO
         self.handle_exception = 0
         self.cpuid_sites: set[int] = set()
@@ -61,6 +62,7 @@ class Mm:
         """Make the child's copy at its first stop."""
         child = Mm(pid)
         child.place(self.gadget, self.scratch)
+        child.records = self.records
         child.aep = self.aep
         child.handle_exception = self.handle_exception
         child.cpuid_sites = set(self.cpuid_sites)
@@ -161,6 +163,8 @@ class Tracee:
         self.sigmask: int | None = None  # the program's own mask while fault signals are unblocked
         self.checked_mask: int | None = None
         self.fault_reset = 0  # fault signals whose action the kernel's forced delivery has reset
+        self.record_slot = -1
+        self.borrowing = False  # the thread carries out calls of ours
         self.borrowed = False  # an injected call has ended the signal-delivery stop
         self.ended = False
         self.status = 0
@@ -222,9 +226,11 @@ class Tracee:
         mask = ptrace.get_sigmask(self.tid)
         ptrace.set_sigmask(self.tid, _ALL_SIGNALS)
         injector = Injector(self, self.regs.copy())
+        self.borrowing = True
         try:
             yield injector
         finally:
+            self.borrowing = False
             if not self.ended:
                 ptrace.set_sigmask(self.tid, mask)
                 if injector.used:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from softsgx.cpu.model import Model
     from softsgx.cpu.processor import Processor
     from softsgx.run.observe import Observer
+    from softsgx.run.records import RecordTable
     from softsgx.run.vdso import VdsoImage
 
 ENCLU = b"\x0f\x01\xd7"
@@ -84,12 +85,14 @@ class Traps:
         model: "Model",
         vdso: "VdsoImage",
         observer: "Observer",
+        records: "RecordTable",
         xcr0: int,
     ) -> None:
         self._cpu = processor
         self._model = model
         self._vdso = vdso
         self._observer = observer
+        self._records = records
         self._xcr0 = xcr0
 
     # -- the stop ---------------------------------------------------------------------------
@@ -180,10 +183,10 @@ class Traps:
 
     def _logical_processor(self, tracee: Tracee) -> LogicalProcessor:
         tid = tracee.tid
-        record = bytearray(ThreadRecord.SIZE)
+        tracee.record_slot, record = self._records.thread()
         struct.pack_into("<I", record, _TID, tid)
         return LogicalProcessor(
-            record=memoryview(record),
+            record=record,
             translate=lambda address: (
                 tracee.mm.enclaves.translate(address) if tracee.mm.enclaves else None
             ),
