@@ -56,7 +56,17 @@ fi
 say '5. The same program, the same files, under softsgx.'
 run softsgx run --stats -- "$out/hello" "$enclave" "$sigstruct" | tee "$out/output"
 
-say '6. What happened?'
+say '6. An enclave that was changed by one byte after it was signed is refused.'
+changed=$out/changed.elf
+cp "$enclave" "$changed"
+# The first byte of the code: the linker put it at 0x3000 in the file.
+printf '\xcc' | dd of="$changed" bs=1 seek=$((0x3000)) conv=notrunc status=none
+if run softsgx run -- "$out/hello" "$changed" "$sigstruct"; then
+	echo 'demo: the changed enclave was initialized' >&2
+	exit 1
+fi
+
+say '7. What happened?'
 measured=$(softsgx measure --json "$enclave" | sed 's/.*"mrenclave": "\([0-9a-f]*\)".*/\1/')
 reported=$(sed -n 's/.*reports MRENCLAVE //p' "$out/output")
 if [ -z "$reported" ] || [ "$measured" != "$reported" ]; then

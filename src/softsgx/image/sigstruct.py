@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """SIGSTRUCT: built, signed and verified.
 
-Verifying is the checks that EINIT makes on the structure alone (SDM vol. 3D, EINIT), with plain
-integers; EINIT itself uses them. Signing needs the package `cryptography` and a key of the one kind
+Verifying is the checks that EINIT makes on the structure alone (SDM vol. 3D, EINIT), with a reason
+in words and without a division. Signing needs the package `cryptography` and a key of the one kind
 that SGX knows: RSA-3072 with exponent 3. Keys are files of the user's: for testing, not a vault.
 """
 
