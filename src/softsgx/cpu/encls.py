@@ -53,8 +53,9 @@ __all__ = [
 
 # EADD of a range copies so many pages, then has them hashed while it copies the next.
 _PIECE = 512
-# From here on, hashing in the background and numpy pay.
-_LONG = 1024
+# From so many pages on, hashing in the background pays; from so many, loading numpy for it.
+_BACKGROUND = 64
+_NUMPY = 1024
 
 
 def eadd(cpu: Processor, memory: Memory, rbx: int, rcx: int) -> None:
@@ -198,18 +199,16 @@ def eadd_pages(
     cpu: Processor,
     memory: Memory,
     secs: PageIndex,
-    first: PageIndex,
-    count: int,
+    pages: range,
     linaddr: int,
     source: int,
     secinfo_flags: int,
     measure: bool,
 ) -> int:
-    """EADD, and if ``measure`` 16 times EEXTEND, of ``count`` pages that follow one another.
+    """EADD, and if ``measure`` 16 times EEXTEND, of pages that follow one another.
 
-    They go to the EPC pages from ``first`` on, as the scalar leaves in a loop would put them. Returns
-    the pages done: fewer than ``count`` where the next would fault, and raises its Fault if that is the
-    first.
+    They go to the EPC pages of the range as the scalar leaves in a loop would put them. Returns how many
+    were done: fewer than asked for where the next would fault. Raises its Fault if that is the first.
     """
     epc = cpu.epc
     if linaddr % PAGE_SIZE or source % PAGE_SIZE:
@@ -218,14 +217,11 @@ def eadd_pages(
         raise Fault.gp(f"SECINFO {secinfo_flags:#x} has reserved bits")
     _check_added(secinfo_flags)
     epc.resolve(epc.address(secs))
-    epc.resolve(epc.address(first))
-    count = min(count, epc.pages - first)
+    epc.resolve(epc.address(PageIndex(pages.start)))
+    pages = range(pages.start, min(pages.stop, epc.pages))
     with memory.user_access() as window:
         if secinfo_flags >> SECINFO_PAGE_TYPE_SHIFT == PT_TCS:
-            return _add_threads(
-                cpu, window, secs, first, count, linaddr, source, secinfo_flags, measure
-            )
-        pages = range(first, first + count)
+            return _add_threads(cpu, window, secs, pages, linaddr, source, secinfo_flags, measure)
         if secs in pages:
             raise Fault.gp("the SECS is one of the pages")
         epc.lock_range(pages)
@@ -245,15 +241,14 @@ def _add_threads(
     cpu: Processor,
     window: Window,
     owner: PageIndex,
-    first: PageIndex,
-    count: int,
+    pages: range,
     linaddr: int,
     source: int,
     flags: int,
     measure: bool,
 ) -> int:
-    for done in range(count):
-        page = PageIndex(first + done)
+    for done in range(len(pages)):
+        page = PageIndex(pages.start + done)
         offset = done * PAGE_SIZE
         try:
             _eadd(cpu, window, owner, page, linaddr + offset, source + offset, flags)
@@ -265,7 +260,7 @@ def _add_threads(
             secs = cpu.enclaves[owner]
             for chunk in range(0, PAGE_SIZE, EEXTEND_SIZE):
                 _measure(cpu, secs, page, chunk)
-    return count
+    return len(pages)
 
 
 def _add_regular(
@@ -293,8 +288,8 @@ def _add_regular(
         window.read(source, PAGE_SIZE)
         _check_place(secs, linaddr)
     count = min(count, (secs.baseaddr + secs.size - linaddr) // PAGE_SIZE)
-    long = count >= _LONG
-    if long and measure:
+    later = count >= _BACKGROUND
+    if count >= _NUMPY and measure:
         import numpy  # noqa: F401, ICN001, PLC0415  # the measurement uses it once it is there
     done = 0
     while done < count:
@@ -303,7 +298,7 @@ def _add_regular(
         copied = window.fill(secs.elrange, linaddr + offset, source + offset, wanted * PAGE_SIZE)
         made = copied // PAGE_SIZE
         if made:
-            _commit(secs, linaddr + offset, made, flags, measure, long)
+            _commit(secs, linaddr + offset, made, flags, measure, later)
             added = range(pages.start + done, pages.start + done + made)
             epc.set_children(added, flags, owner, linaddr + offset)
             secs.children += made
