@@ -215,6 +215,19 @@ def output_within(command: list[str], cwd: str, environ: dict[str, str], into: I
     return f"exit status {status}"
 
 
+def as_user(uid: int) -> list[str]:
+    """Return the words before a command that make it run as `uid` without groups or privileges."""
+    if shutil.which("setpriv") is None:
+        not_tried("setpriv is missing: install util-linux")
+    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"]
+
+
+def may_import(uid: int) -> bool:
+    """Tell whether `uid` can reach the interpreter and the package (not in root's home, say)."""
+    probe = [*as_user(uid), sys.executable, "-c", "import softsgx"]
+    return subprocess.run(probe, cwd="/", capture_output=True, check=False).returncode == 0
+
+
 def run_as(uid: int, names: list[str]) -> dict[str, Outcome]:
     """Run test_sgx under `softsgx run` as user `uid` in a home of its own."""
     softsgx = shutil.which("softsgx")
@@ -226,13 +239,8 @@ def run_as(uid: int, names: list[str]) -> dict[str, Outcome]:
         shutil.copy2(ENCLAVE, home)
         environ = {"PATH": os.environ["PATH"], "HOME": home, "LC_ALL": "C"}
         if uid != os.geteuid():
-            if shutil.which("setpriv") is None:
-                not_tried("setpriv is missing: install util-linux")
             os.chown(home, uid, uid)
-            command = [
-                *("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"),
-                *command,
-            ]
+            command = [*as_user(uid), *command]
         log = CACHE / f"output-{'root' if uid == 0 else 'user'}.txt"
         with log.open("wb") as output:
             ended = output_within(command, home, environ, output)
@@ -293,6 +301,8 @@ def main() -> int:
     if os.geteuid() == 0:
         regressions += report("as root", run_as(0, names), expected)
         user = ORDINARY
+        if not regressions and not may_import(user):
+            not_tried(f"as an ordinary user: {sys.prefix} is out of reach of uid {user}")
     else:
         print("not tried as root: this user is not root\n")
         user = os.geteuid()
