@@ -36,6 +36,7 @@ _PR_SET_SYSCALL_USER_DISPATCH = 59
 _ARCH_SET_CPUID = 0x1012
 _PTRACE_SEIZE = 0x4206
 _PTRACE_O_EXITKILL = 1 << 20
+_SIGKILL = 9
 
 _SECCOMP_SET_MODE_FILTER = 1
 _FILTER_FLAG_NEW_LISTENER = 1 << 3
@@ -168,10 +169,7 @@ def _release(release: str) -> tuple[int, int]:
 def ptrace() -> Probe:
     """Seize a child of our own and open its memory, as a run does."""
     scope = _sysctl("kernel/yama/ptrace_scope")
-    go_read, go = os.pipe()
-    # It only waits, so that there is something to seize.
-    child = _fork(lambda: 0 if os.read(go_read, 1) is not None else 0)
-    os.close(go_read)
+    child = _fork(_wait_to_be_killed)
     error = 0
     try:
         if _ptrace(_PTRACE_SEIZE, child, None, _PTRACE_O_EXITKILL) < 0:
@@ -181,17 +179,19 @@ def ptrace() -> Probe:
     except OSError as refused:
         error = refused.errno or errno.EPERM
     finally:
-        os.close(go)
+        os.kill(child, _SIGKILL)
         _reap(child)
-    if error:
-        value = f"refused: {os.strerror(error)}"
-    else:
-        value = "a child can be seized"
+    value = f"refused: {os.strerror(error)}" if error else "a child can be seized"
     fix = "in a container, allow ptrace (docker run --cap-add=SYS_PTRACE)"
     if scope not in (None, 0, 1):
         fix = f"sysctl kernel.yama.ptrace_scope=1 (it is {scope}), or give CAP_SYS_PTRACE"
     purpose = "follows the program, takes the traps of ENCLU"
     return Probe("ptrace", ESSENTIAL, not error, value, purpose, fix)
+
+
+def _wait_to_be_killed() -> int:
+    while True:
+        _libc.pause()
 
 
 def seccomp() -> list[Probe]:
@@ -239,7 +239,7 @@ def seccomp() -> list[Probe]:
 def _listen(flags: int, synchronous: bool) -> int:
     code = ctypes.create_string_buffer(struct.pack("<HBBI", 0x06, 0, 0, _RET_ALLOW))
     program = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", 1, ctypes.addressof(code)))
-    _call(_SYS_PRCTL, _PR_SET_NO_NEW_PRIVS, 1)
+    _call(_SYS_PRCTL, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     fd = _call(n.SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, ctypes.addressof(program))
     if synchronous:
         ioctl(fd, _NOTIF_SET_FLAGS, _NOTIF_FD_SYNC_WAKE_UP)
