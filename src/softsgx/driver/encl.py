@@ -21,11 +21,11 @@ from softsgx.arch.secinfo import (
     VA_SLOTS,
 )
 from softsgx.arch.structures import Pageinfo, Secinfo, Secs
-from softsgx.cpu.encls import eadd_pages, ecreate, epa, eremove
+from softsgx.cpu.encls import eadd_pages, ecreate, epa, eremove, eremove_pages
 from softsgx.cpu.epc import EPC_BASE, Epc, PageIndex
 from softsgx.cpu.memory import Elrange, HeldMemory
 from softsgx.driver.epc_allocator import EpcAllocator
-from softsgx.driver.page_array import PageArray
+from softsgx.driver.page_array import PageArray, neighbours
 from softsgx.driver.vma import PROT_EXEC, PROT_READ, PROT_RWX, PROT_WRITE
 from softsgx.errors import DriverError, Fault
 
@@ -60,11 +60,10 @@ class Encl:
         self.cpu = cpu
         self.elrange = elrange
         self._allocator = allocator
-        # SGX_ENCL_IOCTL, SGX_ENCL_CREATED, SGX_ENCL_INITIALIZED, SGX_ENCL_DEBUG.
+        # SGX_ENCL_IOCTL, SGX_ENCL_CREATED, SGX_ENCL_INITIALIZED.
         self.ioctl_in_flight = False
         self.created = False
         self.initialized = False
-        self.debug = False
         self.base = 0
         self.size = 0
         self.attributes = 0
@@ -119,7 +118,6 @@ class Encl:
         self.size = fields.size
         self.attributes = fields.attributes
         self.attributes_mask = ATTRIBUTES_UNPRIVILEGED
-        self.debug = bool(fields.attributes & ATTRIBUTE_DEBUG)
         self.created = True
 
     def add_run(
@@ -155,10 +153,11 @@ class Encl:
         except Fault as fault:
             raise _add_failed(fault, offset, source) from fault
         finally:
-            # Reached also when a suspended caller is killed: no page may stay behind.
-            for page in range(epc_first + added, epc_first + count):
-                self._free_epc_page(PageIndex(page))
-            self._shrink(count - added)
+            # Reached also when a suspended caller is killed: no page, nor half of one, may stay behind.
+            if added < count:
+                self._free_epc_run(epc_first + added, count - added)
+                self._shrink(count - added)
+                self.elrange.discard((first + added) * PAGE_SIZE, (count - added) * PAGE_SIZE)
         self.page_array.insert(first, epc_first, added, vm_max_prot(secinfo_flags))
         return added
 
@@ -222,6 +221,19 @@ class Encl:
         self._allocator.free(page)
         return True
 
+    def _free_epc_run(self, first: int, count: int) -> int:
+        """EREMOVE neighbouring pages and give them back; return how many EREMOVE refused."""
+        lost = 0
+        while count:
+            code, done = eremove_pages(self.cpu, PageIndex(first), count)
+            self._allocator.free(first, done)
+            # Past the page that was refused.
+            skipped = 1 if code else 0
+            lost += skipped
+            first += done + skipped
+            count -= done + skipped
+        return lost
+
     # -- mapping and faults -----------------------------------------------------------------
 
     def may_map(self, start: int, end: int, prot: int, read_implies_exec: bool = False) -> None:
@@ -276,8 +288,8 @@ class Encl:
         """
         lost = 0
         for run in self.page_array.runs():
-            for page in run.epc:
-                lost += not self._free_epc_page(PageIndex(page))
+            for first, count in neighbours(run.epc):
+                lost += self._free_epc_run(first, count)
         self.page_array.clear()
         if self.created:
             lost += not self._free_epc_page(self.secs_page)

@@ -7,7 +7,7 @@ one object however many pages it has, so adding, checking and releasing cost by 
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 class PageRun:
@@ -80,3 +80,16 @@ class PageArray:
         """Forget all pages."""
         self._firsts.clear()
         self._runs.clear()
+
+
+def neighbours(pages: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Group EPC pages that ascend by one: (first, count) of each group, in order."""
+    first = count = 0
+    for page in pages:
+        if page != first + count or not count:
+            if count:
+                yield first, count
+            first, count = page, 0
+        count += 1
+    if count:
+        yield first, count

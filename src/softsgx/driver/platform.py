@@ -19,16 +19,17 @@ from softsgx.driver.local import LocalEnclave
 from softsgx.driver.state import State
 from softsgx.errors import SoftsgxError
 
-# 4096 pages of 2^32: what an EPC section's CPUID leaf can say and a column of page numbers can hold.
-_EPC_MAXIMUM = 1 << 43
+# The EPCM's column of owners holds 32-bit page numbers.
+_EPC_MAXIMUM = 1 << 44
 _XCR0_LEGACY = 0x7
 
 
 class Platform:
     """A processor and its driver: ``.processor`` and ``.driver``.
 
-    ``epc`` is the EPC's size in bytes; ``model`` what the processor claims to be, made of ``epc`` and
-    ``xcr0`` by default; ``state`` where its identity lives, the user's own by default.
+    ``epc`` is the EPC's size in bytes, a multiple of 4096; ``model`` is what the processor claims to be,
+    made of ``epc`` and ``xcr0`` by default, else its EPC size counts; ``state`` is where its identity
+    lives, the user's own by default.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class Platform:
         state: State | None = None,
         xcr0: int = _XCR0_LEGACY,
     ) -> None:
-        if epc < PAGE_SIZE or epc % PAGE_SIZE or epc >= _EPC_MAXIMUM:
+        if model is not None:
+            epc = model.epc_bytes
+        if epc < PAGE_SIZE or epc % PAGE_SIZE or epc >= _EPC_MAXIMUM - PAGE_SIZE:
             raise SoftsgxError(
                 f"an EPC of {epc} bytes; a multiple of {PAGE_SIZE} below {_EPC_MAXIMUM} is wanted"
             )
