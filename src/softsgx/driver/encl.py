@@ -68,8 +68,7 @@ class Encl:
         self.size = 0
         self.attributes = 0
         self.attributes_mask = 0
-        # Of meaning once ``created``.
-        self.secs_page = PageIndex(0)
+        self.secs_page: PageIndex | None = None
         self.va_pages: list[PageIndex] = []
         # Pages that have, or may come to need, a VA slot: the SECS too.
         self.page_cnt = 0
@@ -143,7 +142,7 @@ class Encl:
             added = eadd_pages(
                 self.cpu,
                 task.memory,
-                self.secs_page,
+                self.created_secs(),
                 range(epc_first, epc_first + count),
                 first * PAGE_SIZE,
                 source,
@@ -176,6 +175,12 @@ class Encl:
         if may_exec is None:
             raise DriverError(errno.EFAULT, f"no memory is mapped at or above {source:#x}")
         raise DriverError(errno.EACCES, f"the source page {source:#x} is on a noexec mount")
+
+    def created_secs(self) -> PageIndex:
+        """Return the SECS's EPC page; ValueError before ``create``."""
+        if self.secs_page is None:
+            raise ValueError("the enclave has no SECS")
+        return self.secs_page
 
     # -- EPC pages --------------------------------------------------------------------------
 
@@ -291,9 +296,9 @@ class Encl:
             for first, count in neighbours(run.epc):
                 lost += self._free_epc_run(first, count)
         self.page_array.clear()
-        if self.created:
+        if self.secs_page is not None:
             lost += not self._free_epc_page(self.secs_page)
-            self.created = False
+            self.secs_page = None
         for page in self.va_pages:
             lost += not self._free_epc_page(page)
         self.va_pages.clear()

@@ -167,7 +167,7 @@ def _einit(encl: "Encl", sigstruct: bytes, modulus: bytes) -> None:
     memory = HeldMemory()
     token = memory.place(bytes(Einittoken.SIZE))
     try:
-        code = einit(cpu, memory, memory.place(sigstruct), Epc.address(encl.secs_page), token)
+        code = einit(cpu, memory, memory.place(sigstruct), Epc.address(encl.created_secs()), token)
     except Fault as fault:
         raise DriverError(errno.EIO, f"EINIT: {fault}") from fault
     if code:
