@@ -277,10 +277,10 @@ def userfaultfd() -> list[Probe]:
         ),
         Probe(
             "userfaultfd WP_HUGETLBFS_SHMEM",
-            USEFUL,
+            INFORMATION,
             "WP_HUGETLBFS_SHMEM" in names,
             "offered" if "WP_HUGETLBFS_SHMEM" in names else "not offered",
-            "takes writability from single pages",
+            "would take writability from single pages, for paging",
             newer if not error else fix,
         ),
         _event_fork(fix),
@@ -307,7 +307,7 @@ def _event_fork(fix: str) -> Probe:
         error, _ = _uffd_features(fd, _UFFD_FEATURES["EVENT_FORK"])
         fix = "give CAP_SYS_PTRACE; without it the fork stop does the same"
     return Probe(
-        "userfaultfd EVENT_FORK", INFORMATION, not error, _answer(error), "follows fork", fix
+        "userfaultfd EVENT_FORK", INFORMATION, not error, _answer(error), "would tell a fork", fix
     )
 
 
@@ -378,11 +378,11 @@ def cpuid_faulting() -> Probe:
     error = _in_child(lambda: _call(_SYS_ARCH_PRCTL, _ARCH_SET_CPUID, 0))
     return Probe(
         "CPUID faulting",
-        USEFUL,
+        INFORMATION,
         not error,
         _answer(error),
-        "traps every CPUID; without it, those in program files are replaced",
-        "none on this processor or hypervisor; CPUID in code that is made at run time stays native",
+        "would trap every CPUID; those in program files are replaced instead",
+        "none on this processor or hypervisor",
     )
 
 
@@ -391,10 +391,10 @@ def syscall_user_dispatch() -> Probe:
     error = _in_child(lambda: _call(_SYS_PRCTL, _PR_SET_SYSCALL_USER_DISPATCH, 0, 0, 0, 0))
     return Probe(
         "syscall user dispatch",
-        USEFUL,
+        INFORMATION,
         not error,
         _answer(error),
-        "SYSCALL inside an enclave becomes #UD",
+        "would make SYSCALL inside an enclave #UD",
         "use a kernel with CONFIG_GENERIC_ENTRY, Linux 5.11 or newer",
     )
 

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Show what this host offers to a run, what the platform claims to be, and what it does not model."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from softsgx import __version__
+from softsgx.errors import SoftsgxError
+
+if TYPE_CHECKING:
+    from softsgx.cpu.model import Model
+    from softsgx.run.host import Probe
+
+HELP = "show what this machine offers and what the platform claims"
+
+WARNING = "SGX in software: for development and tests, never for secrets."
+
+# Leaves that the processor refuses with #GP, and that its CPUID does not claim.
+ENCLS_NOT_MODELLED = {
+    "paging": ("EBLOCK", "ETRACK", "EWB", "ELDB", "ELDU"),
+    "SGX2": ("EAUG", "EMODPR", "EMODT"),
+    "oversubscription": ("ERDINFO", "ETRACKC", "ELDBC", "ELDUC"),
+    "SVN update": ("EUPDATESVN",),
+}
+ENCLU_NOT_MODELLED = {
+    "SGX2": ("EACCEPT", "EMODPE", "EACCEPTCOPY"),
+    "attestation": ("EVERIFYREPORT2",),
+    "AEX-Notify": ("EDECCSSA",),
+}
+# What else differs from silicon: name, and what happens instead.
+NOT_MODELLED = (
+    ("EPC paging", "nothing is evicted: ADD_PAGES fails with ENOMEM when the EPC is full"),
+    ("SGX2 ioctls", "EDMM's RESTRICT_PERMISSIONS, MODIFY_TYPES and REMOVE_PAGES give ENOTTY"),
+    ("AEX-Notify, CET", "not claimed, and refused in SECS and SIGSTRUCT"),
+    ("ENCLV, virtual EPC", "#UD; there is no /dev/sgx_vepc"),
+    ("the drivers dcap, v16 and isgx", "only the nodes of mainline Linux are there"),
+    (
+        "provisioning and quoting",
+        "no PCE, no QE, no certificate of Intel: nothing attests remotely",
+    ),
+    ("isolation", "host code and its user can read and write enclave memory"),
+    ("the abort page", "a system call given enclave memory sees it, or EFAULT, instead of FF"),
+    ("32-bit host programs", "they run, but see no SGX"),
+    ("CPUID outside of functions of program files", "generated code sees the host's CPUID"),
+    (
+        "instructions that are #UD inside",
+        "those the host executes for a user (CPUID, SYSCALL, SGDT, MOV to a segment) succeed",
+    ),
+    ("XCR0 inside", "stays the host's: XGETBV tells it, and a smaller XFRM does not disable AVX"),
+    ("fetching outside ELRANGE", "enclave code that jumps out runs on, until its next trap"),
+)
+
+_LEAF_SGX = 0x12
+_SUBLEAVES = 4
+_CPUID_REGISTERS = ("eax", "ebx", "ecx", "edx")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print what was found; 0 where `softsgx run` can work, 1 where it cannot."""
+    from softsgx.run.host import ESSENTIAL, probe_host  # noqa: PLC0415 (the help needs none of it)
+
+    probes = probe_host()
+    model = claims()
+    missing = [probe for probe in probes if probe.need == ESSENTIAL and not probe.ok]
+    if args.json:
+        from json import dumps  # noqa: PLC0415
+
+        print(dumps(_object(probes, model, not missing), indent=2))
+    else:
+        print("\n".join(_lines(probes, model, missing)))
+    return 1 if missing else 0
+
+
+def claims() -> "Model | None":
+    """Make the processor model that a run on this host has by default; None where XCR0 is unknown."""
+    from softsgx.cpu.model import Model  # noqa: PLC0415
+    from softsgx.run.session import xsave_sizes  # noqa: PLC0415
+    from softsgx.run.vdso import VdsoImage  # noqa: PLC0415
+
+    try:
+        vdso = VdsoImage.load()
+        xcr0 = vdso.native_xgetbv()
+        return Model(xcr0=xcr0, xsave_sizes=xsave_sizes(vdso, xcr0))
+    except (SoftsgxError, OSError):
+        # The probe of XCR0 says why.
+        return None
+
+
+def not_modelled() -> list[tuple[str, str]]:
+    """List by name what silicon has and this platform has not, each with what happens instead."""
+    leaves = [
+        (f"{instruction} {', '.join(names)} ({feature})", "#GP, and not claimed by CPUID")
+        for instruction, features in (("ENCLS", ENCLS_NOT_MODELLED), ("ENCLU", ENCLU_NOT_MODELLED))
+        for feature, names in features.items()
+    ]
+    return leaves + list(NOT_MODELLED)
+
+
+def _object(probes: "list[Probe]", model: "Model | None", run: bool) -> dict[str, object]:
+    return {
+        "softsgx": __version__,
+        "warning": WARNING,
+        "run": run,
+        "host": [
+            {
+                "name": probe.name,
+                "need": probe.need,
+                "ok": probe.ok,
+                "value": probe.value,
+                "purpose": probe.purpose,
+                "fix": "" if probe.ok else probe.fix,
+            }
+            for probe in probes
+        ],
+        "platform": None if model is None else _claimed(model),
+        "not_modelled": [{"name": name, "instead": instead} for name, instead in not_modelled()],
+    }
+
+
+def _claimed(model: "Model") -> dict[str, object]:
+    from softsgx.driver.driver import NODES  # noqa: PLC0415
+
+    return {
+        "epc_bytes": model.epc_bytes,
+        "attributes": model.attributes,
+        "xfrm": model.xfrm,
+        "miscselect": model.miscselect,
+        "cpuid": {
+            f"{_LEAF_SGX:#x}.{subleaf}": dict(zip(_CPUID_REGISTERS, registers, strict=True))
+            for subleaf, registers in _cpuid(model)
+        },
+        "nodes": sorted(NODES),
+    }
+
+
+def _cpuid(model: "Model") -> list[tuple[int, tuple[int, int, int, int]]]:
+    # Nothing of leaf 12H is the host's.
+    return [(sub, model.cpuid(_LEAF_SGX, sub, (0, 0, 0, 0))) for sub in range(_SUBLEAVES)]
+
+
+def _lines(probes: "list[Probe]", model: "Model | None", missing: "list[Probe]") -> list[str]:
+    lines = [f"softsgx {__version__}. {WARNING}", "", "This host"]
+    width = max(len(probe.name) for probe in probes)
+    for probe in probes:
+        mark = "ok" if probe.ok else "MISSING" if probe in missing else "no"
+        lines.append(f"  {mark:<7} {probe.name:<{width}}  {probe.value}")
+        if not probe.ok:
+            lines.append(f"          {probe.purpose}" + (f"; {probe.fix}" if probe.fix else ""))
+    lines += ["", *_claimed_lines(model), "", "Not modelled, and what happens instead"]
+    for name, instead in not_modelled():
+        lines += [f"  {name}", f"      {instead}"]
+    lines.append("")
+    if missing:
+        lines.append("`softsgx run` cannot work here:")
+        lines += [f"  {probe.name} ({probe.value}): {probe.fix}" for probe in missing]
+    else:
+        lines.append("`softsgx run` can work here.")
+    return lines
+
+
+def _claimed_lines(model: "Model | None") -> list[str]:
+    if model is None:
+        return ["The platform is unknown, because this processor cannot be asked: see XCR0 above"]
+    from softsgx.driver.driver import NODES  # noqa: PLC0415
+
+    lines = [
+        "The platform of `softsgx run`: SGX1 with KSS and flexible launch control, not SGX2",
+        f"  EPC         {model.epc_bytes >> 20} MiB (run --epc SIZE)",
+        f"  ATTRIBUTES  {model.attributes:#x}",
+        f"  XFRM        {model.xfrm:#x}",
+        f"  MISCSELECT  {model.miscselect:#x}",
+    ]
+    for subleaf, registers in _cpuid(model):
+        values = " ".join(
+            f"{name.upper()}={value:08x}"
+            for name, value in zip(_CPUID_REGISTERS, registers, strict=True)
+        )
+        lines.append(f"  CPUID.12H.{subleaf}  {values}")
+    lines.append(f"  nodes       {' '.join(sorted(NODES))}")
+    return lines
