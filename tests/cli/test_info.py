@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`softsgx info`: what it says is what the processor and the probes say."""
+
+import json
+
+import pytest
+
+from softsgx import cli
+from softsgx.arch.leaves import Encls, Enclu
+from softsgx.cli import info
+from softsgx.cpu.encls import encls
+from softsgx.cpu.identity import Identity
+from softsgx.cpu.memory import HeldMemory
+from softsgx.cpu.model import Model
+from softsgx.cpu.processor import Processor
+from softsgx.errors import Fault
+from softsgx.run import host
+
+
+def probe(name: str, need: str, ok: bool) -> host.Probe:
+    return host.Probe(name, need, ok, "found", "purpose", f"the fix of {name}")
+
+
+def test_an_encls_leaf_is_listed_as_not_modelled_if_and_only_if_it_is_refused() -> None:
+    listed = {name for names in info.ENCLS_NOT_MODELLED.values() for name in names}
+    cpu = Processor(Model(1 << 20), Identity.fresh(), 256)
+    refused = set()
+    for leaf in Encls:
+        try:
+            # No leaf takes an odd address, so that those that exist fault for that.
+            encls(cpu, HeldMemory(), leaf, 1, 1, 1)
+        except Fault as fault:
+            if "not supported" in fault.reason:
+                refused.add(leaf.name)
+    assert listed == refused
+
+
+def test_every_enclu_leaf_beyond_eexit_is_listed_as_not_modelled() -> None:
+    listed = {name for names in info.ENCLU_NOT_MODELLED.values() for name in names}
+    assert listed == {leaf.name for leaf in Enclu if leaf > Enclu.EEXIT}
+
+
+def test_json_tells_the_host_the_claims_and_what_is_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status = cli.main(["info", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    essentials = [each["ok"] for each in found["host"] if each["need"] == "essential"]
+    assert found["run"] is all(essentials)
+    assert status == (0 if found["run"] else 1)
+    assert "never for secrets" in found["warning"]
+    assert {each["name"] for each in found["host"]} >= {"ptrace", "userfaultfd", "PKU", "FSGSBASE"}
+    names = [each["name"] for each in found["not_modelled"]]
+    assert len(set(names)) == len(names)
+
+
+def test_json_gives_leaf_12h_as_the_model_does(capsys: pytest.CaptureFixture[str]) -> None:
+    model = info.claims()
+    if model is None:
+        pytest.skip("the processor cannot be asked for XCR0")
+    cli.main(["info", "--json"])
+    platform = json.loads(capsys.readouterr().out)["platform"]
+    assert platform["epc_bytes"] == 128 << 20
+    for subleaf in range(4):
+        registers = platform["cpuid"][f"0x12.{subleaf}"]
+        expected = model.cpuid(0x12, subleaf, (9, 9, 9, 9))
+        assert tuple(registers[name] for name in ("eax", "ebx", "ecx", "edx")) == expected
+    # SGX1 and not SGX2.
+    assert platform["cpuid"]["0x12.0"]["eax"] & 3 == 1
+
+
+def test_text_names_every_probe_and_everything_not_modelled(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cli.main(["info"])
+    text = capsys.readouterr().out
+    assert all(each.name in text for each in host.probe_host())
+    assert all(name in text and instead in text for name, instead in info.not_modelled())
+    assert text.startswith("softsgx ")
+    assert "never for secrets" in text.splitlines()[0]
+
+
+def test_a_missing_essential_gives_1_and_its_fix(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes = [probe("one", host.ESSENTIAL, ok=True), probe("two", host.ESSENTIAL, ok=False)]
+    monkeypatch.setattr(host, "probe_host", lambda: probes)
+    assert cli.main(["info"]) == 1
+    text = capsys.readouterr().out
+    assert "cannot work here" in text
+    assert "the fix of two" in text
+    assert "the fix of one" not in text
+
+
+def test_what_is_merely_useful_does_not_stop_a_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes = [probe("one", host.ESSENTIAL, ok=True), probe("two", host.USEFUL, ok=False)]
+    monkeypatch.setattr(host, "probe_host", lambda: probes)
+    assert cli.main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["run"] is True
+    assert [each["fix"] for each in found["host"]] == ["", "the fix of two"]
+
+
+def test_a_processor_that_cannot_be_asked_claims_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(info, "claims", lambda: None)
+    cli.main(["info", "--json"])
+    assert json.loads(capsys.readouterr().out)["platform"] is None
+    cli.main(["info"])
+    assert "platform is unknown" in capsys.readouterr().out
