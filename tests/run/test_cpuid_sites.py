@@ -1,0 +1,488 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CPUID is found where it is executed, and nowhere else: in immediates, displacements and data."""
+
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from softsgx.run import cpuid_sites as module
+from softsgx.run import site_cache
+from softsgx.run.cpuid_sites import CPUID, Sites, cpuid_sites
+
+CC = shutil.which("cc")
+needs_cc = pytest.mark.skipif(CC is None, reason="there is no C compiler (cc)")
+LOADER = Path("/lib64/ld-linux-x86-64.so.2")
+
+TEXT_AT = 0x1000
+BASE = 0x400000
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    module._remembered.clear()
+    return tmp_path / "cache" / "softsgx" / "cpuid"
+
+
+def sites_of(path: Path) -> Sites:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return cpuid_sites(fd)
+    finally:
+        os.close(fd)
+
+
+def found(path: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    sites = sites_of(path)
+    return sites.offsets, sites.unproven
+
+
+def pairs(path: Path) -> list[int]:
+    content = path.read_bytes()
+    return [at for at in range(len(content)) if content.startswith(CPUID, at)]
+
+
+def build(tmp_path: Path, text: str, *options: str, name: str = "program") -> Path:
+    """Assemble functions; each `name:` that begins a line of its own is one with an FDE."""
+    source = tmp_path / f"{name}.S"
+    source.write_text(text + '\n.section .note.GNU-stack,"",@progbits\n', encoding="ascii")
+    output = tmp_path / name
+    command = ["cc", "-nostdlib", "-static", "-Wl,--build-id", "-Wl,-e,start", *options]
+    subprocess.run([*command, "-o", output, source], check=True)
+    return output
+
+
+def function(body: str, name: str = "start") -> str:
+    return (
+        f".text\n.globl {name}\n.type {name}, @function\n{name}:\n.cfi_startproc\n"
+        f"{body}\n.cfi_endproc\n.size {name}, . - {name}\n"
+    )
+
+
+def at_label(path: Path, label: str) -> int:
+    output = subprocess.run(["nm", path], check=True, capture_output=True, text=True).stdout
+    address = next(int(line.split()[0], 16) for line in output.splitlines() if line.endswith(label))
+    header = path.read_bytes()
+    phoff, phnum = struct.unpack_from("<Q", header, 32)[0], struct.unpack_from("<H", header, 56)[0]
+    for index in range(phnum):
+        kind, _, offset, vaddr, _, size = struct.unpack_from("<IIQQQQ", header, phoff + 56 * index)
+        if kind == 1 and vaddr <= address < vaddr + size:
+            return int(offset + address - vaddr)
+    raise AssertionError(label)
+
+
+def elf(text: bytes, *, entry: int = BASE + TEXT_AT, machine: int = 62) -> bytes:
+    """Give the smallest program: one executable segment, no section, no frame."""
+    header = struct.pack(
+        "<16sHHIQQQIHHHHHH",
+        b"\x7fELF\x02\x01\x01" + bytes(9),
+        *(2, machine, 1, entry, 64, 0, 0, 64, 56, 1, 0, 0, 0),
+    )
+    at = BASE + TEXT_AT
+    segment = struct.pack("<IIQQQQQQ", 1, 5, TEXT_AT, at, at, len(text), len(text), 4096)
+    return (header + segment).ljust(TEXT_AT, b"\0") + text
+
+
+def write(tmp_path: Path, content: bytes, name: str = "file") -> Path:
+    path = tmp_path / name
+    path.write_bytes(content)
+    return path
+
+
+# -- what is code, and what is not ------------------------------------------------------------
+
+MOV_EAX = b"\xb8\x0f\xa2\x00\x00"
+RET = b"\xc3"
+
+
+def test_the_entry_point_proves_what_it_reaches(tmp_path: Path) -> None:
+    path = write(tmp_path, elf(b"\x31\xc0" + CPUID + RET))
+    assert found(path) == ((TEXT_AT + 2,), ())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "hit"),
+    [
+        ("immediate", MOV_EAX + RET, 1),
+        ("displacement", b"\x8b\x80\x0f\xa2\x00\x00" + RET, 2),
+        ("relative call", b"\xe8\x0f\xa2\x00\x00" + RET, 1),
+        ("data after a return", RET + CPUID + RET, 1),
+        ("data jumped over", b"\xeb\x02" + CPUID + RET, 2),
+        ("data after a call that fetches its address", b"\xe8\x02\0\0\0" + CPUID + b"\x58\xc3", 5),
+        ("after an indirect jump", b"\xff\xe0" + CPUID + RET, 2),
+        ("after UD2", b"\x0f\x0b" + CPUID + RET, 2),
+        ("after INT3", b"\xcc" + CPUID + RET, 1),
+        ("behind a prefix", b"\x66" + CPUID + RET, 1),
+        ("two decodings of the same bytes", b"\x74\x01\xb8" + CPUID + b"\x90\x90" + RET, 3),
+        ("after bytes that are no instruction", b"\x06" + CPUID + RET, 1),
+        ("a branch reaches what is no instruction", b"\x74\x03" + CPUID + RET + b"\x06", 2),
+    ],
+)
+def test_bytes_that_are_no_certain_instruction_stay(
+    tmp_path: Path, name: str, text: bytes, hit: int
+) -> None:
+    assert text[hit : hit + 2] == CPUID, name
+    path = write(tmp_path, elf(text))
+    assert found(path) == ((), (TEXT_AT + hit,))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "hit"),
+    [
+        ("branch not taken", b"\x74\x02" + CPUID + RET, 2),
+        ("branch taken", b"\x74\x01\xc3" + CPUID + RET, 3),
+        ("jump over data", b"\xeb\x02\x0f\xff" + CPUID + RET, 4),
+        ("jump backwards", b"\xeb\x03" + CPUID + RET + b"\xeb\xfb", 2),
+        ("after a call", b"\xe8\x00\x10\0\0" + CPUID + RET, 5),
+        ("after an indirect call", b"\xff\xd0" + CPUID + RET, 2),
+        ("target of a call", b"\xe8\x01\0\0\0\xc3" + CPUID + RET, 6),
+        ("after a system call", b"\x0f\x05" + CPUID + RET, 2),
+        ("after INT 80H", b"\xcd\x80" + CPUID + RET, 2),
+        ("at the last two bytes", b"\x90" + CPUID, 1),
+    ],
+)
+def test_control_flow_is_followed(tmp_path: Path, name: str, text: bytes, hit: int) -> None:
+    assert text[hit : hit + 2] == CPUID, name
+    path = write(tmp_path, elf(text))
+    assert found(path) == ((TEXT_AT + hit,), ())
+
+
+def test_the_start_of_a_segment_alone_proves_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path, elf(CPUID + RET, entry=0))
+    assert found(path) == ((), (TEXT_AT,))
+
+
+def test_a_pair_across_two_steps_of_the_search_is_found_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_CHUNK", 8)
+    path = write(tmp_path, elf(b"\x90" * 7 + CPUID + b"\x90" * 5 + CPUID + RET))
+    assert found(path) == ((TEXT_AT + 7, TEXT_AT + 14), ())
+
+
+MIXED = (
+    function(
+        """
+        mov $0xa20f, %eax
+        lea 0xa20f(%rax), %rax
+        jmp over
+        .ascii "\\017\\242 text \\017\\242"
+over:   xor %eax, %eax
+one:    cpuid
+        cmp $7, %eax
+        jb small
+two:    cpuid
+small:  ret
+        .byte 0x0f, 0xa2
+        """
+    )
+    + function("three: cpuid\nret", "other")
+    + ".byte 0x0f, 0xa2, 0xc3\n"
+)
+
+
+@needs_cc
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-Wl,--eh-frame-hdr",),
+        ("-Wl,--eh-frame-hdr", "-s"),
+        ("-Wl,--no-eh-frame-hdr",),
+        ("-Wl,--no-eh-frame-hdr", "-s"),
+        ("-Wl,--eh-frame-hdr", "-Wl,--build-id=none"),
+    ],
+    ids=" ".join,
+)
+def test_frames_of_assembled_functions_prove_exactly_the_instructions(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    labelled = build(tmp_path, MIXED, *(each for each in options if each != "-s"), name="labelled")
+    expected = tuple(at_label(labelled, f" {label}") for label in ("one", "two", "three"))
+    proven, unproven = found(build(tmp_path, MIXED, *options))
+    assert proven == expected
+    assert len(unproven) == 6
+
+
+@needs_cc
+def test_symbols_prove_where_there_are_no_frames(tmp_path: Path) -> None:
+    path = build(tmp_path, MIXED.replace(".cfi_startproc", "").replace(".cfi_endproc", ""))
+    assert found(path)[0] == tuple(at_label(path, f" {label}") for label in ("one", "two", "three"))
+
+
+@needs_cc
+def test_without_frames_and_symbols_only_what_the_entry_reaches_is_proven(tmp_path: Path) -> None:
+    bare = MIXED.replace(".cfi_startproc", "").replace(".cfi_endproc", "")
+    expected = found(build(tmp_path, bare, name="labelled"))
+    proven, unproven = found(build(tmp_path, bare, "-s"))
+    assert proven == expected[0][:2]
+    assert expected[0][2] in unproven
+
+
+@needs_cc
+def test_a_table_that_disagrees_with_its_fde_proves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site_cache, "directory", lambda: None)
+    text = function("one: cpuid\nret") + function("two: cpuid\nret", "other")
+    path = build(tmp_path, text, "-s", "-Wl,--eh-frame-hdr")
+    proven, _ = found(path)
+    assert len(proven) == 2
+    content = bytearray(path.read_bytes())
+    phoff, phnum = (
+        struct.unpack_from("<Q", content, 32)[0],
+        struct.unpack_from("<H", content, 56)[0],
+    )
+    for index in range(phnum):
+        kind, _, offset = struct.unpack_from("<IIQ", content, phoff + 56 * index)
+        if kind == 0x6474E550:
+            # The second function is said to start a byte later.
+            (start,) = struct.unpack_from("<i", content, offset + 20)
+            struct.pack_into("<i", content, offset + 20, start + 1)
+    sites = sites_of(write(tmp_path, bytes(content), "changed"))
+    assert sites.offsets == proven[:1]
+    assert sites.unproven == proven[1:]
+
+
+@pytest.mark.skipif(not LOADER.exists(), reason="the loader is not at the usual path")
+def test_the_real_loader_has_proven_sites_and_each_is_cpuid() -> None:
+    sites = sites_of(LOADER)
+    content = LOADER.read_bytes()
+    assert sites.offsets
+    assert all(content[offset : offset + 2] == CPUID for offset in sites.offsets)
+
+
+@needs_cc
+def test_a_static_stripped_c_program_is_proven_as_far_as_the_disassembler_sees_it(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "program.c"
+    source.write_text("int main(void) { return 0; }\n", encoding="ascii")
+    output = tmp_path / "program"
+    made = subprocess.run(["cc", "-O2", "-static", "-s", "-o", output, source], check=False)
+    if made.returncode or not shutil.which("objdump"):
+        pytest.skip("there is no static libc, or no objdump")
+    listing = subprocess.run(["objdump", "-d", output], check=True, capture_output=True, text=True)
+    seen = [line for line in listing.stdout.splitlines() if line.rstrip().endswith("\tcpuid")]
+    assert len(sites_of(output).offsets) == len(seen) > 0
+
+
+# -- hostile files ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x7fELF",
+        b"#!/bin/sh\n\x0f\xa2\n",
+        elf(CPUID + RET, machine=3),
+        elf(CPUID + RET)[:100],
+        b"\x7fELF\x01" + elf(CPUID + RET)[5:],
+        elf(MOV_EAX + RET)[:TEXT_AT],
+        b"\x7fELF\x02\x01" + b"\xff" * 4096,
+    ],
+    ids=range(8),
+)
+def test_what_is_no_whole_x86_64_elf_has_no_sites(tmp_path: Path, content: bytes) -> None:
+    assert found(write(tmp_path, content)) == ((), ())
+
+
+def test_what_is_no_regular_file_has_no_sites() -> None:
+    read, write_end = os.pipe()
+    try:
+        assert cpuid_sites(read).offsets == ()
+    finally:
+        os.close(read)
+        os.close(write_end)
+
+
+def test_a_descriptor_that_cannot_be_read_is_an_oserror(tmp_path: Path) -> None:
+    path = write(tmp_path, elf(CPUID + RET))
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        with pytest.raises(OSError, match="descriptor"):
+            cpuid_sites(fd)
+    finally:
+        os.close(fd)
+
+
+def test_a_text_full_of_pairs_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_HITS_LIMIT", 16)
+    proven, unproven = found(write(tmp_path, elf(CPUID * 17 + RET)))
+    assert proven == ()
+    assert len(unproven) == 17
+
+
+def test_a_sparse_file_of_a_terabyte_ends_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_TEXT_LIMIT", 1 << 22)
+    content = bytearray(elf(CPUID + RET))
+    struct.pack_into("<QQ", content, 64 + 32, 1 << 40, 1 << 40)
+    path = write(tmp_path, bytes(content))
+    os.truncate(path, 1 << 40)
+    assert len(found(path)[1]) + len(found(path)[0]) == 1
+
+
+@needs_cc
+def test_any_damage_to_the_headers_and_tables_is_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site_cache, "directory", lambda: None)
+    path = build(tmp_path, MIXED, "-Wl,--eh-frame-hdr")
+    content = path.read_bytes()
+    fd = os.open(path, os.O_RDONLY)
+    text = module.Elf(fd, len(content), content[:4096]).text()
+    os.close(fd)
+    tables = [at for at in range(len(content)) if not any(low <= at < end for low, end in text)]
+
+    @settings(
+        max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+    @given(
+        st.lists(st.tuples(st.sampled_from(tables), st.integers(0, 255)), max_size=8),
+        st.integers(0, len(content)),
+    )
+    def survives(changes: list[tuple[int, int]], length: int) -> None:
+        damaged = bytearray(content)
+        for at, value in changes:
+            damaged[at] = value
+        changed = write(tmp_path, bytes(damaged[: max(length, 1)]), "damaged")
+        module._remembered.clear()
+        sites = sites_of(changed)
+        everything = set(pairs(changed))
+        assert set(sites.offsets) | set(sites.unproven) <= everything
+        assert not set(sites.offsets) & set(sites.unproven)
+
+    survives()
+
+
+# -- what is remembered -----------------------------------------------------------------------
+
+
+@needs_cc
+@pytest.mark.parametrize("build_id", ["sha1", "none"])
+def test_a_second_run_decodes_nothing(
+    tmp_path: Path, cache: Path, build_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = build(tmp_path, MIXED, "-Wl,--eh-frame-hdr", f"-Wl,--build-id={build_id}")
+    first = found(path)
+    (entry,) = cache.iterdir()
+    assert entry.name.startswith("build-id-" if build_id == "sha1" else "sha256-")
+    module._remembered.clear()
+    monkeypatch.delattr(module, "_prove")
+    assert found(path) == first
+
+
+@needs_cc
+def test_a_warm_start_imports_no_decoder(tmp_path: Path) -> None:
+    path = build(tmp_path, MIXED, "-Wl,--eh-frame-hdr")
+    assert sites_of(path).offsets
+    code = (
+        "import os, sys\n"
+        "from softsgx.run.cpuid_sites import cpuid_sites\n"
+        "assert cpuid_sites(os.open(sys.argv[1], os.O_RDONLY)).offsets\n"
+        "heavy = {'iced_x86', 'elftools', 'json', 'hashlib', 'typing'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-S", "-c", code, path], check=True, env=environment())
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+@needs_cc
+def test_a_file_that_changes_is_looked_at_again(tmp_path: Path) -> None:
+    path = write(tmp_path, elf(CPUID + RET))
+    assert found(path)[0] == (TEXT_AT,)
+    status = path.stat()
+    path.write_bytes(elf(RET + CPUID))
+    # The program may set the time back; the time of change tells.
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert found(path)[0] == ()
+
+
+@needs_cc
+def test_an_edited_text_with_the_same_build_id_is_looked_at_again(tmp_path: Path) -> None:
+    path = build(tmp_path, MIXED, "-Wl,--eh-frame-hdr")
+    first, _ = found(path)
+    content = bytearray(path.read_bytes())
+    content[first[0] : first[0] + 2] = b"\x66\x90"
+    path.write_bytes(content)
+    assert found(path)[0] == first[1:]
+
+
+def damages(entry: bytes) -> Iterator[bytes]:
+    yield b""
+    yield b"x"
+    yield entry[:-1]
+    yield entry + b"x"
+    yield entry[:8] + bytes(len(entry) - 8)
+    yield b"\xff" * len(entry)
+    for at in range(0, len(entry), 7):
+        yield entry[:at] + bytes([entry[at] ^ 1]) + entry[at + 1 :]
+
+
+@needs_cc
+def test_a_damaged_entry_is_made_again(tmp_path: Path, cache: Path) -> None:
+    path = build(tmp_path, MIXED, "-Wl,--eh-frame-hdr")
+    expected = found(path)
+    (entry,) = cache.iterdir()
+    content = entry.read_bytes()
+    for damaged in damages(content):
+        entry.write_bytes(damaged)
+        module._remembered.clear()
+        assert found(path) == expected
+        assert entry.read_bytes() == content
+
+
+@needs_cc
+def test_an_entry_of_another_file_with_the_same_build_id_is_no_answer(
+    tmp_path: Path, cache: Path
+) -> None:
+    one = build(tmp_path, MIXED, "-Wl,--build-id=0x123456789abcdef0", name="one")
+    text = function("nop\nnop\nfirst: cpuid\nret")
+    two = build(tmp_path, text, "-Wl,--build-id=0x123456789abcdef0", name="two")
+    first, second = found(one), found(two)
+    assert len(list(cache.iterdir())) == 1
+    assert first != second
+    module._remembered.clear()
+    assert found(one) == first
+
+
+@pytest.mark.parametrize("where", ["file", "relative", "absent"])
+def test_a_cache_that_cannot_be_written_is_done_without(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, elf(CPUID + RET))
+    if where == "file":
+        write(tmp_path, b"", "blocked")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "blocked"))
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", "cache" if where == "relative" else "")
+        monkeypatch.delenv("HOME", raising=False)
+        assert site_cache.directory() is None
+    assert found(path)[0] == (TEXT_AT,)
+    module._remembered.clear()
+    assert found(path)[0] == (TEXT_AT,)
+
+
+def test_a_store_leaves_one_whole_private_file(cache: Path) -> None:
+    site_cache.store("key", b"identity", ((1, 2), (3,)))
+    site_cache.store("key", b"identity", ((1,), (2, 3)))
+    assert [each.name for each in cache.iterdir()] == ["key"]
+    assert (cache / "key").stat().st_mode & 0o777 == 0o600
+    assert site_cache.load("key", b"identity") == ((1,), (2, 3))
+    assert site_cache.load("key", b"another") is None
+    assert site_cache.load("other", b"identity") is None
