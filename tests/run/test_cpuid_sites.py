@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from softsgx.run import cpuid_sites as module
-from softsgx.run import site_cache
+from softsgx.run import cpuid_proof, site_cache
 from softsgx.run.cpuid_sites import CPUID, Sites, cpuid_sites
 
 CC = shutil.which("cc")
@@ -158,6 +158,19 @@ def test_control_flow_is_followed(tmp_path: Path, name: str, text: bytes, hit: i
 def test_the_start_of_a_segment_alone_proves_nothing(tmp_path: Path) -> None:
     path = write(tmp_path, elf(CPUID + RET, entry=0))
     assert found(path) == ((), (TEXT_AT,))
+
+
+def test_the_entry_point_serves_a_long_text_too(tmp_path: Path) -> None:
+    path = write(tmp_path, elf(CPUID + RET + bytes(3 << 20) + CPUID))
+    assert found(path) == ((TEXT_AT,), (TEXT_AT + 3 + (3 << 20),))
+
+
+def test_decoding_stops_when_its_budget_is_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpuid_proof, "_INSTRUCTIONS_LIMIT", 10)
+    path = write(tmp_path, elf(b"\x90" * 10 + CPUID + RET))
+    assert found(path) == ((), (TEXT_AT + 10,))
 
 
 def test_a_pair_across_two_steps_of_the_search_is_found_once(

@@ -13,7 +13,7 @@ from softsgx.run.cpuid_sites import Elf
 from softsgx.run.function_starts import FunctionStarts
 
 _FUNCTION_LIMIT = 1 << 20
-# Some ten seconds of decoding, once a file; what is left over then is unproven.
+# Some six seconds of decoding, once a file; what is left over then is unproven.
 _INSTRUCTIONS_LIMIT = 4 << 20
 _LONGEST_INSTRUCTION = 15
 
@@ -37,9 +37,8 @@ class Proof:
         if where is None:
             return False
         address, segment_end = where
-        for start, end in self._functions.around(address, segment_end):
-            if end - start > _FUNCTION_LIMIT:
-                continue
+        for start, whole in self._functions.around(address, segment_end):
+            end = min(whole, start + _FUNCTION_LIMIT)
             if (start, end) != self._function:
                 self._reached = self._follow(start, end)
                 self._function = (start, end)
