@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from softsgx.run import cpuid_sites as module
 from softsgx.run import cpuid_proof, site_cache
+from softsgx.run import cpuid_sites as module
 from softsgx.run.cpuid_sites import CPUID, Sites, cpuid_sites
 
 CC = shutil.which("cc")
