@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the test enclave does for each opcode. Freestanding, position independent, no SSE. */
+#include "ops.h"
+
+typedef unsigned long u64;
+typedef unsigned char u8;
+
+#define EREPORT 0
+#define EGETKEY 1
+#define EENTER 2
+
+#define SSA_FRAME 4096
+#define GPRSGX_SIZE 184
+#define GPRSGX_RIP 136
+
+/* Distance from the entry records of a thread to its SSA frames: see the thread macro. */
+#define SSA_FROM_GS (4 * 4096)
+
+void fault_registers(void);
+void exit_registers(u64 *record);
+u64 divide_by_zero(void);
+void raise_ud2(void);
+u64 enclu(u64 leaf, u64 rbx, u64 rcx, u64 rdx, u64 *rflags);
+
+const u8 read_only_page[4096] __attribute__((aligned(4096))) = { [0] = 0x52, [4095] = 0x4f };
+u8 heap_page[4096] __attribute__((aligned(4096)));
+u64 kept;
+
+static struct {
+	u8 target[512];
+	u8 request[512];
+	u8 report[512];
+	u8 data[128];
+	u8 key[128];
+} operands __attribute__((aligned(512)));
+
+/* The compiler may turn loops into calls of these. */
+void *memcpy(void *to, const void *from, u64 n)
+{
+	u8 *t = to;
+	const u8 *f = from;
+
+	while (n--)
+		*t++ = *f++;
+	return to;
+}
+
+void *memset(void *to, int value, u64 n)
+{
+	u8 *t = to;
+
+	while (n--)
+		*t++ = value;
+	return to;
+}
+
+static u8 *ssa_frame(u64 *record, u64 index)
+{
+	return (u8 *)record[ENTRY_GSBASE] + SSA_FROM_GS + index * SSA_FRAME;
+}
+
+static void loop(struct op *op)
+{
+	volatile u64 turns = 0;
+	u64 sum = 0;
+
+	for (u64 i = 0; i < op->a; i++) {
+		/* Keep a real multiplication, a memory write and a long life in registers. */
+		asm volatile("" : "+r"(i));
+		sum += i * i;
+		turns++;
+	}
+	op->out[0] = sum;
+	op->out[1] = turns;
+}
+
+static u64 work(u64 seed)
+{
+	volatile u64 box[64];
+	u64 x = seed;
+
+	for (u64 i = 0; i < 64; i++)
+		box[i] = seed + i;
+	for (u64 i = 0; i < 64; i++)
+		x = (x ^ box[i]) * 0x9e3779b97f4a7c15 + i;
+	return x;
+}
+
+static void marker(u64 seed)
+{
+	volatile u64 *word = (u64 *)heap_page;
+
+	for (u64 i = 0; i < 512; i++) {
+		seed = seed * 6364136223846793005 + 1442695040888963407;
+		word[i] = seed;
+	}
+}
+
+static void spin(struct op *op)
+{
+	volatile u8 *stop = (u8 *)op->a;
+
+	*(volatile u64 *)&op->out[0] = 1;
+	while (!*stop)
+		asm volatile("pause");
+}
+
+static u64 sum(const u8 *bytes, u64 n)
+{
+	u64 total = 0;
+
+	for (u64 i = 0; i < n; i++)
+		total += ((volatile const u8 *)bytes)[i];
+	return total;
+}
+
+static void report(struct op *op)
+{
+	u64 flags;
+
+	memcpy(operands.target, (void *)op->a, sizeof(operands.target));
+	memcpy(operands.data, (void *)op->b, 64);
+	op->out[0] = enclu(EREPORT, (u64)operands.target, (u64)operands.data, (u64)operands.report,
+			   &flags);
+	op->out[1] = flags;
+	memcpy((void *)op->c, operands.report, 432);
+}
+
+static void key(struct op *op)
+{
+	u64 flags;
+
+	memcpy(operands.request, (void *)op->a, sizeof(operands.request));
+	memset(operands.key, 0xee, 16);
+	op->out[0] = enclu(EGETKEY, (u64)operands.request, (u64)operands.key, 0, &flags);
+	op->out[1] = flags;
+	memcpy((void *)op->b, operands.key, 16);
+}
+
+void enclave_main(struct op *op, u64 *record)
+{
+	u64 flags;
+
+	switch (op->code) {
+	case OP_ENTRY:
+		for (int i = 0; i < ENTRY_COUNT; i++)
+			op->out[i] = record[i];
+		break;
+	case OP_PUT:
+		kept = op->a;
+		break;
+	case OP_GET:
+		op->out[0] = kept;
+		break;
+	case OP_LOOP:
+		loop(op);
+		break;
+	case OP_SSA:
+		memcpy((void *)op->b, ssa_frame(record, op->a), SSA_FRAME);
+		break;
+	case OP_SET_RIP:
+		*(u64 *)(ssa_frame(record, 1) - GPRSGX_SIZE + GPRSGX_RIP) = op->a;
+		break;
+	case OP_SET_REGISTER:
+		*(u64 *)(ssa_frame(record, 1) - GPRSGX_SIZE + op->a) = op->b;
+		break;
+	case OP_UD2:
+		raise_ud2();
+		/* Reached only when somebody moved SSA[0].RIP past the UD2. */
+		asm volatile("rdfsbase %0" : "=r"(op->out[ENTRY_FSBASE]));
+		asm volatile("rdgsbase %0" : "=r"(op->out[ENTRY_GSBASE]));
+		op->out[0] = 1;
+		break;
+	case OP_DIVIDE:
+		op->out[0] = divide_by_zero();
+		break;
+	case OP_READ:
+		op->out[0] = *(volatile u64 *)op->a;
+		break;
+	case OP_WRITE:
+		*(volatile u64 *)op->a = op->b;
+		break;
+	case OP_FAULT_REGISTERS:
+		fault_registers();
+		break;
+	case OP_EXIT_REGISTERS:
+		exit_registers(record);
+		break;
+	case OP_REPORT:
+		report(op);
+		break;
+	case OP_REPORT_MISALIGNED:
+		enclu(EREPORT, (u64)operands.target + 8, (u64)operands.data,
+		      (u64)operands.report, &flags);
+		break;
+	case OP_KEY:
+		key(op);
+		break;
+	case OP_SPIN:
+		spin(op);
+		break;
+	case OP_WORK:
+		op->out[0] = work(op->a);
+		break;
+	case OP_MARKER:
+		marker(op->a);
+		break;
+	case OP_ENTER_INSIDE:
+		enclu(EENTER, record[ENTRY_RBX], 0, 0, &flags);
+		break;
+	case OP_SUM:
+		op->out[0] = sum((u8 *)op->a, op->b);
+		break;
+	}
+}

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The mailbox between a test program and its enclave. The program points RDI at a struct op in
+ * its own memory; the enclave does what the opcode says and leaves by EEXIT. Read by C and by
+ * assembly, on both sides.
+ */
+#ifndef OPS_H
+#define OPS_H
+
+#define OP_NOP 0
+#define OP_ENTRY 1            /* out[] = the registers found at this entry (ENTRY_*) */
+#define OP_PUT 2              /* keep a */
+#define OP_GET 3              /* out[0] = what was kept */
+#define OP_LOOP 4             /* a turns; out[0] = their sum, out[1] = turns counted in memory */
+#define OP_SSA 5              /* copy SSA frame a of this TCS (4096 bytes) to b */
+#define OP_SET_RIP 6          /* SSA[0].RIP = a */
+#define OP_UD2 7
+#define OP_DIVIDE 8           /* divide by zero */
+#define OP_READ 9             /* out[0] = *(u64 *)a */
+#define OP_WRITE 10           /* *(u64 *)a = b */
+#define OP_FAULT_REGISTERS 11 /* load REG_PATTERN everywhere, fault by UD2 */
+#define OP_EXIT_REGISTERS 12  /* load REG_PATTERN, leave by EEXIT */
+#define OP_REPORT 13          /* EREPORT: TARGETINFO at a, REPORTDATA at b, REPORT to c */
+#define OP_KEY 14             /* EGETKEY: KEYREQUEST at a, key to b; out[0] = RAX, out[1] = RFLAGS */
+#define OP_SPIN 15            /* out[0] = 1, then until a byte at a is not zero */
+#define OP_WORK 16            /* out[0] = work(a): a mix through this thread's own stack */
+#define OP_MARKER 17          /* fill a page of the heap with words made from seed a */
+#define OP_REPORT_MISALIGNED 18 /* EREPORT with RBX off by 8: #GP at the ENCLU */
+#define OP_SET_REGISTER 19    /* the u64 at offset a of SSA[0].GPRSGX = b */
+#define OP_ENTER_INSIDE 20    /* EENTER from inside: #GP */
+#define OP_SUM 21             /* out[0] = the sum of b bytes at a */
+
+#define TCS_COUNT 9
+#define TCS_ONE_FRAME 8       /* index of the TCS with NSSA = 1; the others have 2 */
+
+/* Offsets into the record of an entry: u64 each. The enclave keeps it at GS, one for a CSSA. */
+#define ENTRY_RAX 0
+#define ENTRY_RCX 1
+#define ENTRY_RDX 2
+#define ENTRY_RBX 3
+#define ENTRY_RSP 4
+#define ENTRY_RBP 5
+#define ENTRY_RSI 6
+#define ENTRY_RDI 7
+#define ENTRY_R8 8
+#define ENTRY_R15 15
+#define ENTRY_RFLAGS 16
+#define ENTRY_FSBASE 17
+#define ENTRY_GSBASE 18
+#define ENTRY_RIP 19
+#define ENTRY_COUNT 20
+
+/* The value of general register n (order RAX RCX RDX RBX RSP RBP RSI RDI R8..R15) in the two
+ * OP_*_REGISTERS. */
+#define REG_PATTERN(n) (0x5a5a000000001100 + (n))
+
+/* MXCSR and FCW that OP_FAULT_REGISTERS loads: legal, and unlike any default. */
+#define PATTERN_MXCSR 0x5fc0
+#define PATTERN_FCW 0x0272
+
+#ifndef __ASSEMBLER__
+struct op {
+	unsigned long code, a, b, c;
+	unsigned long out[ENTRY_COUNT];
+};
+#endif
+#endif

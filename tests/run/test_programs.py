@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small real SGX programs, one a feature, under `softsgx run`: see tests/programs.
+
+Each is compiled by the system's compiler, linked against nothing of ours, and says itself what it
+found: a line "ok NAME" or "not ok NAME: REASON" for each thing.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+pytestmark = pytest.mark.live
+
+SOURCES = Path(__file__).parents[1] / "programs"
+TIMEOUT = 60
+SKIPPED = 77
+NOBODY = 65534
+
+_ENCLAVE_FLAGS = [
+    *("-O2", "-ffreestanding", "-fPIE", "-mgeneral-regs-only", "-fno-stack-protector"),
+    *("-fcf-protection=none", "-fno-asynchronous-unwind-tables", "-Wall", "-Wextra", "-Werror"),
+    *("-nostdlib", "-static", "-no-pie", "-Wl,-z,max-page-size=4096", "-Wl,-z,noexecstack"),
+    *("-Wl,--build-id=none", f"-Wl,-T,{SOURCES / 'enclave.lds'}"),
+]
+_PROGRAM_FLAGS = ["-O2", "-Wall", "-Wextra", "-Werror", "-pthread"]
+# Offset of the first page in ELRANGE: 64 KiB for the enclave whose ELRANGE starts at address 0.
+_ENCLAVES = {"enclave": 0, "low": 0x10000}
+# Which enclave, and what its SIGSTRUCT allows beyond the usual.
+_SIGNATURES = {
+    "enclave": ("enclave", ["--production"]),
+    "low": ("low", ["--production"]),
+    "debug": ("enclave", ["--debug"]),
+    "provision": ("enclave", ["--production", "--attributes", "0x14"]),
+}
+
+
+class Program(NamedTuple):
+    """How one program is run; `more` names SIGSTRUCTs or gives arguments behind the usual two."""
+
+    name: str
+    enclave: str = "enclave"
+    signature: str = "enclave"
+    more: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+PROGRAMS = [
+    Program("aex_registers"),
+    Program("core_dump"),
+    Program("cpuid", more=(str(64 << 20),), options=("--epc", "64M")),
+    Program("entry_registers"),
+    Program("eresume_rewritten_ssa"),
+    Program("exec"),
+    Program("fork"),
+    Program("ioctl_hostile"),
+    Program("ioctl_race"),
+    Program("killed_inside", options=("--epc", "8M")),
+    Program("low_elrange", enclave="low", signature="low"),
+    Program("mapping_rules"),
+    Program("provision", signature="provision"),
+    Program("refusals", more=("debug",)),
+    Program("report_key"),
+    Program("signal_state"),
+    Program("signal_storm"),
+    Program("ssa_user_stack"),
+    Program("threads"),
+    Program("vdso_discovery"),
+    Program("vdso_einval"),
+    Program("vdso_exceptions"),
+    Program("vdso_handler"),
+]
+BY_NAME = {program.name: program for program in PROGRAMS}
+AS_ORDINARY_USER = [
+    *("core_dump", "cpuid", "entry_registers", "exec", "fork", "killed_inside", "low_elrange"),
+    *("refusals", "signal_state", "vdso_discovery"),
+]
+
+
+class Bench:
+    """A directory that everybody may read, with what has been compiled and signed so far."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def _cc(self, *arguments: str | Path) -> None:
+        subprocess.run(["cc", *arguments], check=True)
+
+    def enclave(self, name: str) -> Path:
+        path = self.directory / f"{name}.elf"
+        if not path.exists():
+            base = f"-Wl,--defsym=BASE={_ENCLAVES[name]:#x}"
+            sources = [SOURCES / "enclave.S", SOURCES / "enclave.c"]
+            self._cc(*_ENCLAVE_FLAGS, base, "-o", path, *sources)
+        return path
+
+    def signature(self, name: str) -> Path:
+        path = self.directory / f"{name}.sigstruct"
+        if not path.exists():
+            enclave, options = _SIGNATURES[name]
+            key = self.directory / "key.pem"
+            sign = [sys.executable, "-m", "softsgx", "sign", self.enclave(enclave), "--out", path]
+            fields = ["--isvprodid", "7", "--isvsvn", "3", "--miscselect", "1"]
+            subprocess.run(
+                [*sign, "--key", key, "--generate-key", *fields, *options],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+        return path
+
+    def program(self, name: str) -> Path:
+        path = self.directory / name
+        if not path.exists():
+            libraries: list[str | Path] = []
+            if name == "vdso_discovery":
+                libraries = ["-Wl,--no-as-needed", self._stub()]
+            self._cc(*_PROGRAM_FLAGS, "-o", path, SOURCES / f"{name}.c", *libraries)
+        return path
+
+    def _stub(self) -> Path:
+        path = self.directory / "libvdso_stub.so"
+        version = f"-Wl,--version-script={SOURCES / 'vdso_stub.map'}"
+        soname = "-Wl,-soname,linux-vdso.so.1"
+        self._cc("-shared", "-fPIC", soname, version, "-o", path, SOURCES / "vdso_stub.c")
+        return path
+
+    def run(self, program: Program, state: Path, *, uid: int | None = None) -> str:
+        """Run it under softsgx in a directory of its own; returns its output if nothing failed."""
+        more = [str(self.signature(m)) if m in _SIGNATURES else m for m in program.more]
+        command = [
+            *([] if uid is None else _as_user(uid)),
+            *(sys.executable, "-m", "softsgx", "run", "--state", str(state), *program.options),
+            *("--", str(self.program(program.name)), str(self.enclave(program.enclave))),
+            *(str(self.signature(program.signature)), *more),
+        ]
+        with tempfile.TemporaryDirectory(dir=self.directory) as cwd:
+            if uid is not None:
+                os.chown(cwd, uid, uid)
+            status, output, errors = _communicate(command, cwd)
+        left = self._left_behind()
+        assert not left, f"still running: {left}"
+        bad = [line for line in output.splitlines() if line.startswith("not ok")]
+        assert not bad, "\n".join([*bad, errors])
+        if status == SKIPPED:
+            pytest.skip(next(line for line in output.splitlines() if line.startswith("skip ")))
+        assert status == 0, f"exit status {status}; last lines:\n{output[-600:]}\n{errors[-4000:]}"
+        # A program that ended early would otherwise look as one that found nothing wrong.
+        assert output.rstrip().endswith("finished"), output[-600:]
+        return output
+
+    def _left_behind(self) -> list[str]:
+        """Return the command lines of processes that name this directory and do not end."""
+        deadline = time.monotonic() + 2
+        while True:
+            found = []
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                except OSError:
+                    continue
+                if str(self.directory) in line:
+                    found.append(f"{path.parent.name}: {line}")
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.02)
+
+
+def _as_user(uid: int) -> list[str]:
+    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"]
+
+
+def _communicate(command: list[str], cwd: str) -> tuple[int, str, str]:
+    with subprocess.Popen(
+        command,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, errors = process.communicate()
+            pytest.fail(f"no end after {TIMEOUT} s; last lines:\n{output[-600:]}\n{errors[-4000:]}")
+        return process.returncode, output, errors
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    # Not pytest's own directory: that one is closed to the ordinary user of some tests.
+    with tempfile.TemporaryDirectory(prefix="softsgx-programs-") as directory:
+        Path(directory).chmod(0o755)
+        yield Bench(Path(directory))
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+def test_program(bench: Bench, program: Program, tmp_path: Path) -> None:
+    bench.run(program, tmp_path / "state")
+
+
+def test_every_program_is_run() -> None:
+    found = {path.stem for path in SOURCES.glob("*.c")} - {"enclave", "vdso_stub"}
+    assert found == set(BY_NAME)
+
+
+@pytest.fixture(scope="module")
+def ordinary_user() -> int:
+    if os.geteuid() != 0:
+        pytest.skip("all the programs were run as an ordinary user already")
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv is missing: install util-linux")
+    probe = [*_as_user(NOBODY), sys.executable, "-c", "import softsgx.cli.run"]
+    tried = subprocess.run(probe, capture_output=True, text=True, check=False, cwd="/")
+    if tried.returncode:
+        pytest.skip(f"uid {NOBODY} cannot use this installation: {tried.stderr.strip()[-200:]}")
+    return NOBODY
+
+
+@pytest.mark.parametrize("name", AS_ORDINARY_USER)
+def test_program_as_an_ordinary_user(bench: Bench, ordinary_user: int, name: str) -> None:
+    with tempfile.TemporaryDirectory(dir=bench.directory) as home:
+        os.chown(home, ordinary_user, ordinary_user)
+        bench.run(BY_NAME[name], Path(home) / "state", uid=ordinary_user)
+
+
+def _values(output: str) -> dict[str, bytes]:
+    """Read the lines "NAME HEX" of report_key."""
+    names = ("report", "modulus", "key", "sealing", "sealing-signer")
+    lines = [line.split() for line in output.splitlines()]
+    return {line[0]: bytes.fromhex(line[1]) for line in lines if line and line[0] in names}
+
+
+def test_the_report_key_authenticates_the_report(bench: Bench, tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives.ciphers.algorithms import AES  # noqa: PLC0415
+    from cryptography.hazmat.primitives.cmac import CMAC  # noqa: PLC0415
+
+    values = _values(bench.run(BY_NAME["report_key"], tmp_path / "state"))
+    report = values["report"]
+    cmac = CMAC(AES(values["key"]))
+    cmac.update(report[:384])
+    cmac.verify(report[416:])
+    assert report[128:160] == sha256(values["modulus"]).digest()
+
+
+def test_a_state_keeps_its_sealing_keys_and_another_has_others(
+    bench: Bench, tmp_path: Path
+) -> None:
+    program = BY_NAME["report_key"]
+    first = _values(bench.run(program, tmp_path / "state"))
+    again = _values(bench.run(program, tmp_path / "state"))
+    fresh = _values(bench.run(program, tmp_path / "fresh"))
+    for name in ("sealing", "sealing-signer"):
+        assert first[name] == again[name]
+        assert first[name] != fresh[name]
