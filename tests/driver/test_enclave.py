@@ -131,6 +131,24 @@ def test_after_init_a_mapping_lies_inside_the_enclave(bench: Any, built: Any, st
     assert "outside" in eacces(built.file.check_mmap, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("address", "length"),
+    [
+        (0x10000, 0),
+        (0x10000, (1 << 64) - 1),
+        (0x10000, 1 << 47),
+        (0x10001, PAGE),
+        (0x7FFF_FFFF_F000, PAGE),
+        (0xFFFF_FFFF_FFFF_F000, PAGE),
+    ],
+)
+def test_a_range_that_is_no_range_is_left_to_the_kernel(
+    bench: Any, built: Any, address: int, length: int
+) -> None:
+    built.init(bench.good_sigstruct())
+    built.file.check_mmap(address, length, R, SHARED | FIXED, bench.task)
+
+
 def test_the_whole_enclave_may_be_mapped_after_init(bench: Any, built: Any) -> None:
     built.init(bench.good_sigstruct())
     built.file.check_mmap(bench.BASE, bench.SIZE, R, SHARED | FIXED, bench.task)

@@ -9,12 +9,21 @@ import errno
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from softsgx.arch.secinfo import PAGE_SIZE
 from softsgx.driver import vma
 from softsgx.driver.elrange import MemfdElrange
 from softsgx.driver.encl import Encl
 from softsgx.driver.epc_allocator import EpcAllocator
 from softsgx.driver.ioctl import sgx_ioctl
-from softsgx.driver.vma import MAP_PRIVATE, MAP_TYPE, PROT_READ, PROT_WRITE
+from softsgx.driver.vma import (
+    MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
+    MAP_PRIVATE,
+    MAP_TYPE,
+    PROT_READ,
+    PROT_WRITE,
+    TASK_SIZE,
+)
 from softsgx.errors import DriverError
 
 if TYPE_CHECKING:
@@ -36,10 +45,6 @@ LINKS = {
     "/dev/sgx/enclave": "../sgx_enclave",
     "/dev/sgx/provision": "../sgx_provision",
 }
-
-_MAP_FIXED = 0x10
-_MAP_FIXED_NOREPLACE = 0x100000
-_PAGE_SIZE = 4096
 
 
 class Driver:
@@ -87,14 +92,20 @@ class EnclaveFile:
         """Judge mmap(2) of the file; DriverError if the driver refuses.
 
         Without MAP_FIXED or MAP_FIXED_NOREPLACE the address is not known yet, and only what does not
-        depend on it is judged: ask again with MAP_FIXED and the address chosen.  What the kernel checks
-        for any file (length, open mode, other map types) is left to it.
+        depend on it is judged: ask again with MAP_FIXED and the address chosen.  What the kernel refuses
+        for any file, before it asks the driver or beside it (a bad range, the open mode, other map
+        types), is left to it.
         """
+        length = -(-length // PAGE_SIZE) * PAGE_SIZE
+        fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)
+        if not 0 < length <= TASK_SIZE:
+            return
         if flags & MAP_TYPE == MAP_PRIVATE:
             raise DriverError(errno.EINVAL, "an enclave cannot be mapped MAP_PRIVATE")
-        if flags & (_MAP_FIXED | _MAP_FIXED_NOREPLACE):
-            end = address + -(-length // _PAGE_SIZE) * _PAGE_SIZE
-            self.encl.may_map(address, end, prot, task.read_implies_exec())
+        if fixed and (address % PAGE_SIZE or address > TASK_SIZE - length):
+            return
+        if fixed:
+            self.encl.may_map(address, address + length, prot, task.read_implies_exec())
         elif task.read_implies_exec():
             raise DriverError(errno.EACCES, "the caller's personality is READ_IMPLIES_EXEC")
 

@@ -18,6 +18,11 @@ PROT_RWX = PROT_READ | PROT_WRITE | PROT_EXEC
 
 MAP_TYPE = 0x0F
 MAP_PRIVATE = 0x02
+MAP_FIXED = 0x10
+MAP_FIXED_NOREPLACE = 0x100000
+
+# User addresses end here: the last page below 2^47 is nobody's.
+TASK_SIZE = (1 << 47) - 4096
 
 MREMAP_FIXED = 2
 MREMAP_DONTUNMAP = 4
