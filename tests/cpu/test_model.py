@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CPUID: what is claimed, and that only what is built is."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from softsgx.arch.attributes import ATTRIBUTE_AEXNOTIFY, ATTRIBUTE_CET, ATTRIBUTE_INIT
+from softsgx.cpu.model import Model
+
+NATIVE = (0x0D, 0x11, 0x22, 0x33)
+ZERO = (0, 0, 0, 0)
+
+
+def test_the_largest_leaf_reaches_sgx_and_the_vendor_stays() -> None:
+    model = Model()
+    assert model.cpuid(0, 0, NATIVE) == (0x12, 0x11, 0x22, 0x33)
+    assert model.cpuid(0, 0, (0x20, 1, 2, 3)) == (0x20, 1, 2, 3)
+
+
+def test_leaf_7_gains_sgx_and_launch_control_only() -> None:
+    model = Model()
+    assert model.cpuid(7, 0, ZERO) == (0, 1 << 2, 1 << 30, 0)
+    full = (0xFFFF_FFFF,) * 4
+    assert model.cpuid(7, 0, full) == full
+    assert model.cpuid(7, 1, NATIVE) == NATIVE
+
+
+@given(st.integers(0, 0xFFFF_FFFF), st.integers(0, 0xFFFF_FFFF))
+def test_other_leaves_are_the_hosts(leaf: int, subleaf: int) -> None:
+    if leaf not in {0, 0x12} and (leaf, subleaf) != (7, 0):
+        assert Model().cpuid(leaf, subleaf, NATIVE) == NATIVE
+
+
+def test_leaf_12h_is_not_the_hosts() -> None:
+    model = Model()
+    eax, ebx, ecx, edx = model.cpuid(0x12, 0, (0xFFFF_FFFF,) * 4)
+    # SGX1 alone: no SGX2, no oversubscription leaves, no AEX-Notify.
+    assert (eax, ebx, ecx) == (1, 1, 0)
+    assert edx == 0x381F
+
+
+def test_the_settable_attributes_are_those_that_are_built() -> None:
+    eax, ebx, ecx, edx = Model(xcr0=0xE7).cpuid(0x12, 1, NATIVE)
+    assert (eax, ebx, ecx, edx) == (0xB6, 0, 0xE7, 0)
+    assert not eax & (ATTRIBUTE_INIT | ATTRIBUTE_CET | ATTRIBUTE_AEXNOTIFY)
+
+
+@pytest.mark.parametrize("size", [4096, 128 << 20, 64 << 30])
+def test_one_section_holds_the_epc_and_the_list_ends(size: int) -> None:
+    model = Model(size)
+    eax, ebx, ecx, edx = model.cpuid(0x12, 2, NATIVE)
+    assert eax & 0xFFF == 1
+    assert ecx & 0xFFF == 1
+    assert (ecx & 0xFFFF_F000) + ((edx & 0xF_FFFF) << 32) == size
+    assert ((eax & 0xFFFF_F000) + (ebx << 32)) % 4096 == 0
+    for subleaf in (3, 4, 99):
+        assert model.cpuid(0x12, subleaf, NATIVE) == ZERO
+
+
+def test_xfrm_offers_what_the_host_has_and_an_enclave_may_have() -> None:
+    # PT (8) and CET (11, 12) are supervisor or not modelled; 9 is PKRU.
+    assert Model(xcr0=0x1BE7).xfrm == 0x2E7
+    assert Model(xcr0=3).xfrm == 3
+    assert Model(xcr0=7, xsave_sizes={}).xfrm == 3
+
+
+def test_xfrm_is_loadable_as_xsetbv_says() -> None:
+    model = Model(xcr0=0x6_02FF)
+    good = [3, 7, 0xE7, 0x203, 0x1B, 0x6_0003, 0x6_02FF]
+    bad = [0, 1, 2, 5, 0x27, 0xE3, 0xB, 0x13, 0x2_0003, 0x4_0003, 0x103, 1 << 63 | 3]
+    assert [model.loadable(xfrm) for xfrm in good] == [True] * len(good)
+    assert [model.loadable(xfrm) for xfrm in bad] == [False] * len(bad)
+
+
+def test_the_xsave_area_ends_with_its_last_component() -> None:
+    model = Model(xcr0=0x2E7)
+    sizes = {3: 576, 7: 832, 0xE7: 2688, 0x2E7: 2696, 0x203: 2696}
+    assert {xfrm: model.xsave_size(xfrm) for xfrm in sizes} == sizes
+    assert model.ssa_size(3, 0) == 576 + 184
+    assert model.ssa_size(3, 1) == 576 + 184 + 16
+
+
+def test_an_epc_is_whole_pages() -> None:
+    for size in (0, -4096, 4095, 4097):
+        with pytest.raises(ValueError, match="multiple of 4096"):
+            Model(size)
