@@ -16,11 +16,15 @@ typedef unsigned char u8;
 /* Distance from the entry records of a thread to its SSA frames: see the thread macro. */
 #define SSA_FROM_GS (4 * 4096)
 
+/* Hidden, so that an address is never an absolute number: the enclave runs where it is put. */
+#pragma GCC visibility push(hidden)
+void leave_frame_0(void);
 void fault_registers(void);
 void exit_registers(u64 *record);
 u64 divide_by_zero(void);
 void raise_ud2(void);
 u64 enclu(u64 leaf, u64 rbx, u64 rcx, u64 rdx, u64 *rflags);
+#pragma GCC visibility pop
 
 const u8 read_only_page[4096] __attribute__((aligned(4096))) = { [0] = 0x52, [4095] = 0x4f };
 u8 heap_page[4096] __attribute__((aligned(4096)));
@@ -139,6 +143,7 @@ static void key(struct op *op)
 
 void enclave_main(struct op *op, u64 *record)
 {
+	u64 *first = (u64 *)record[ENTRY_GSBASE];
 	u64 flags;
 
 	switch (op->code) {
@@ -160,6 +165,13 @@ void enclave_main(struct op *op, u64 *record)
 		break;
 	case OP_SET_RIP:
 		*(u64 *)(ssa_frame(record, 1) - GPRSGX_SIZE + GPRSGX_RIP) = op->a;
+		break;
+	case OP_LEAVE:
+		/* The next ERESUME comes from where this entry came from: same stack, same ENCLU. */
+		first[ENTRY_RSP] = record[ENTRY_RSP];
+		first[ENTRY_RBP] = record[ENTRY_RBP];
+		first[ENTRY_RCX] = record[ENTRY_RCX];
+		*(u64 *)(ssa_frame(record, 1) - GPRSGX_SIZE + GPRSGX_RIP) = (u64)leave_frame_0;
 		break;
 	case OP_SET_REGISTER:
 		*(u64 *)(ssa_frame(record, 1) - GPRSGX_SIZE + op->a) = op->b;

@@ -445,26 +445,55 @@ __attribute__((unused)) static void find_vdso(void)
 		fail("the vDSO has no __vdso_sgx_enter_enclave");
 }
 
-/* The vDSO function keeps RBX, RBP and RSP only: an ABI-clean call of it. */
-int call_vdso(uint64_t rdi, uint64_t rsi, uint64_t rdx, unsigned int function, uint64_t r8,
-	      uint64_t r9, struct sgx_enclave_run *run);
+/*
+ * The vDSO function keeps RBX, RBP and RSP only; this is an ABI-clean call of it. It always calls
+ * from the same place of a stack of its own (one for each level of recursion): what one call left
+ * interrupted, another may ERESUME, and the enclave leaves with the RSP and RBP it came with.
+ */
+#define CALL_LEVELS 3
+#define CALL_STACK 32768
+
+static __thread uint8_t call_stacks[CALL_LEVELS][CALL_STACK] __attribute__((aligned(16)));
+static __thread int call_level;
+
+int call_vdso_on(uint64_t rdi, uint64_t rsi, uint64_t rdx, unsigned int function, uint64_t r8,
+		 uint64_t r9, struct sgx_enclave_run *run, void *stack_top);
 asm(".text\n"
-    "call_vdso:\n"
+    "call_vdso_on:\n"
     "	push %rbx\n"
     "	push %r12\n"
     "	push %r13\n"
     "	push %r14\n"
     "	push %r15\n"
-    "	sub $8, %rsp\n"
-    "	pushq 56(%rsp)\n"
+    "	mov 48(%rsp), %rax\n"
+    "	mov 56(%rsp), %rbx\n"
+    "	mov %rsp, -16(%rbx)\n"
+    "	lea -24(%rbx), %rsp\n"
+    "	push %rax\n"
     "	call *vdso_enter(%rip)\n"
     "	add $16, %rsp\n"
+    "	mov (%rsp), %rsp\n"
     "	pop %r15\n"
     "	pop %r14\n"
     "	pop %r13\n"
     "	pop %r12\n"
     "	pop %rbx\n"
     "	ret\n");
+
+__attribute__((unused)) static int call_vdso(uint64_t rdi, uint64_t rsi, uint64_t rdx,
+					       unsigned int function, uint64_t r8, uint64_t r9,
+					       struct sgx_enclave_run *run)
+{
+	int result;
+
+	if (call_level == CALL_LEVELS)
+		fail("more than %d calls of the vDSO inside each other", CALL_LEVELS);
+	call_level++;
+	result = call_vdso_on(rdi, rsi, rdx, function, r8, r9, run,
+			      call_stacks[call_level - 1] + CALL_STACK);
+	call_level--;
+	return result;
+}
 
 /* EENTER with an opcode; the run record is left for the caller to read. */
 __attribute__((unused)) static int enter(struct sgx_enclave_run *run, uint64_t tcs_address,
@@ -486,8 +515,8 @@ __attribute__((unused)) static bool do_op(const struct enclave *enclave, int ind
 /* After a fault on this TCS: make frame 0 leave, by a nested entry on CSSA 1 and ERESUME. */
 __attribute__((unused)) static bool leave_faulted(const struct enclave *enclave, int index)
 {
-	struct op op = { .code = OP_SET_RIP, .a = at_symbol(enclave, "leave_frame_0") };
 	struct sgx_enclave_run run = { .tcs = tcs(enclave, index) };
+	struct op op = { .code = OP_LEAVE };
 
 	return do_op(enclave, index, &op) &&
 	       call_vdso(0, 0, 0, ERESUME, 0, 0, &run) == 0 && run.function == EEXIT;

@@ -29,6 +29,7 @@
 #define OP_SET_REGISTER 19    /* the u64 at offset a of SSA[0].GPRSGX = b */
 #define OP_ENTER_INSIDE 20    /* EENTER from inside: #GP */
 #define OP_SUM 21             /* out[0] = the sum of b bytes at a */
+#define OP_LEAVE 22           /* on CSSA 1: let frame 0 leave, to where this entry leaves */
 
 #define TCS_COUNT 9
 #define TCS_ONE_FRAME 8       /* index of the TCS with NSSA = 1; the others have 2 */

@@ -105,16 +105,20 @@ static void all_actions(void (*handler)(int), int flags)
 		sigaction(fault_signals[i], &action, NULL);
 }
 
-/* A fault with no vDSO to report it and no handler that may run: the signal kills. */
+/*
+ * A fault with no vDSO to report it and no handler that may run: the signal kills. Each on a TCS of
+ * its own, for the enclave is shared and the fault takes an SSA frame of it.
+ */
 static void killed_by(const struct enclave *enclave, const char *name, void (*prepare)(void),
 		      uint64_t opcode, int wanted)
 {
 	struct op op = { .code = opcode };
-	int status = 0;
+	static int next_tcs = 1;
+	int index = next_tcs++, status = 0;
 	pid_t child = fork();
 
 	if (!child) {
-		struct bare bare = bare_record(EENTER, tcs(enclave, 1), bare_capture, &op);
+		struct bare bare = bare_record(EENTER, tcs(enclave, index), bare_capture, &op);
 
 		prepare();
 		bare_enclu(&bare);
@@ -176,6 +180,9 @@ int main(int argc, char **argv)
 	killed_by(&enclave, "default: SIGILL kills", by_default, OP_UD2, SIGILL);
 	killed_by(&enclave, "default: SIGFPE kills", by_default, OP_DIVIDE, SIGFPE);
 	killed_by(&enclave, "ignored: SIGILL kills all the same", ignoring, OP_UD2, SIGILL);
+	killed_by(&enclave, "ignored: SIGFPE kills all the same", ignoring, OP_DIVIDE, SIGFPE);
+	killed_by(&enclave, "blocked: SIGFPE kills all the same", blocking_with_handler, OP_DIVIDE,
+		  SIGFPE);
 	killed_by(&enclave, "blocked: SIGILL kills all the same", blocking_with_handler, OP_UD2,
 		  SIGILL);
 	exercise(&enclave, "after the children");

@@ -156,6 +156,7 @@ static void longjmp_out(const struct enclave *enclave)
 
 	if (!back)
 		call(enclave, 2, &op, jumping_handler);
+	call_level = 0;
 	check_equal("longjmp out of the handler", back, 9);
 	CHECK("the TCS is free afterwards", do_op(enclave, 2, &op));
 }

@@ -149,7 +149,8 @@ class Bench:
         left = self._left_behind()
         assert not left, f"still running: {left}"
         bad = [line for line in output.splitlines() if line.startswith("not ok")]
-        assert not bad, "\n".join([*bad, errors])
+        if bad:
+            pytest.fail("\n".join([program.name, *bad, errors[-4000:]]), pytrace=False)
         if status == SKIPPED:
             pytest.skip(next(line for line in output.splitlines() if line.startswith("skip ")))
         assert status == 0, f"exit status {status}; last lines:\n{output[-600:]}\n{errors[-4000:]}"
