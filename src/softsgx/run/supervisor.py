@@ -10,7 +10,6 @@ whoever does it, in the order tracee, enclave, EPC.
 
 import ctypes
 import os
-import select
 import signal
 import struct
 import traceback
@@ -30,6 +29,7 @@ from softsgx.run.ptrace import TraceeGone
 from softsgx.run.records import RecordTable
 from softsgx.run.tracee import Mm, Process, Tracee, handler_of
 from softsgx.run.traps import Traps
+from softsgx.run.waiting import Waiter
 
 if TYPE_CHECKING:
     from softsgx.driver.driver import ProvisionFile
@@ -51,6 +51,22 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def supervisor_signals() -> set[int | signal.Signals]:
     """Block what the supervisor reads from its signal descriptor; give the mask of before."""
     return signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *_FORWARDED})
+
+
+def signal_descriptor(signals: tuple[signal.Signals, ...]) -> int:
+    """Make a signalfd(2) of signals that are blocked."""
+    mask = struct.pack("<Q", sum(1 << (number - 1) for number in signals))
+    fd: int = _libc.syscall(289, -1, mask, ctypes.c_ulong(8), os.O_CLOEXEC | os.O_NONBLOCK)
+    return fd
+
+
+def read_signal(fd: int) -> int:
+    """Take the next signal from a signalfd; 0 for none."""
+    try:
+        number: int = struct.unpack_from("<I", os.read(fd, _SIGINFO))[0]
+    except BlockingIOError:
+        return 0
+    return number
 
 
 class Supervisor:
@@ -80,11 +96,8 @@ class Supervisor:
         self._first = 0
         self._status = 0
         self._inotify = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
-        signals = sum(1 << (s - 1) for s in (signal.SIGCHLD, *_FORWARDED))
-        mask = struct.pack("<Q", signals)
-        self._signals = _libc.syscall(
-            289, -1, mask, ctypes.c_ulong(8), os.O_CLOEXEC | os.O_NONBLOCK
-        )
+        self._child = signal_descriptor((signal.SIGCHLD,))
+        self._signals = signal_descriptor(_FORWARDED)
 
     # -- the loop ---------------------------------------------------------------------------
 
@@ -93,44 +106,48 @@ class Supervisor:
         listener = Listener(listener_fd)
         self._first = pid
         self._enter(pid, Process(pid, Mm(pid), {}))
-        poll = select.epoll()
-        for fd in (self._signals, listener.fd, self._inotify):
-            poll.register(fd, select.EPOLLIN)
+        waiter = Waiter(self._child, (self._signals, listener.fd, self._inotify))
         try:
             while self._tracees:
-                waited = self._reap()
-                for fd, _ in poll.poll(0 if waited else -1):
+                waited = self._reap(waiter)
+                for fd in waiter.ready(not waited):
                     if fd == listener.fd:
                         self._answer(listener)
+                    elif fd == self._child:
+                        read_signal(fd)
                     elif fd == self._signals:
-                        self._on_signal()
+                        self._forward(read_signal(fd))
                     else:
                         self._on_release()
         finally:
             self._kill_all()
             self._keeper.close()
-            poll.close()
-            for fd in (self._signals, listener.fd, self._inotify):
+            waiter.close()
+            for fd in (self._child, self._signals, listener.fd, self._inotify):
                 os.close(fd)
         return self._status
 
-    def _reap(self) -> bool:
+    def _reap(self, waiter: Waiter) -> bool:
         """Handle waiting stops; tell whether there may be more."""
         while self._ready:
             tid, status = self._ready.pop()
             if tid in self._tracees:
                 self._tracees[tid].greenlet.switch(status)
+        trapped = False
         for _ in range(_BURST):
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG | ptrace.WALL)
+                pid, status = waiter.next_stop() if trapped else waiter.stop()
             except ChildProcessError:
                 self._tracees.clear()
                 return True
             if not pid:
-                return not self._tracees
+                return trapped or not self._tracees
             tracee = self._tracees.get(pid)
+            trapped = False
             if tracee is not None:
+                tracee.trapped = False
                 tracee.greenlet.switch(status)
+                trapped = tracee.trapped
                 if self._ready:
                     return True
             elif os.WIFSTOPPED(status):
@@ -142,13 +159,8 @@ class Supervisor:
         if call is not None:
             self._paths.answer(listener, call, self._tracees.get(call.tid))
 
-    def _on_signal(self) -> None:
-        try:
-            info = os.read(self._signals, _SIGINFO)
-        except BlockingIOError:
-            return
-        number = struct.unpack_from("<I", info)[0]
-        if number in _FORWARDED and self._first in self._tracees:
+    def _forward(self, number: int) -> None:
+        if number and self._first in self._tracees:
             os.kill(self._first, number)
 
     def _kill_all(self) -> None:

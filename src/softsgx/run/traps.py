@@ -46,6 +46,7 @@ UD2 = b"\x0f\x0b"
 _CPUID = b"\x0f\xa2"
 _INT_N = 0xCD
 _INT3 = 0xCC
+_COMMON = (2, 4)  # EENTER, EEXIT
 _SIG_IGN = 1
 _SI_KERNEL = 0x80
 _ILL_ILLOPN = 2
@@ -76,6 +77,12 @@ def _lp(tracee: Tracee) -> LogicalProcessor:
     return tracee.lp
 
 
+def _in_elrange(lp: LogicalProcessor, address: int) -> bool:
+    base: int = lp.quads[_ELRANGE_BASE]
+    size: int = lp.quads[_ELRANGE_SIZE]
+    return base <= address < base + size
+
+
 class Traps:
     """The processor side of every signal stop."""
 
@@ -99,6 +106,13 @@ class Traps:
 
     def on_signal(self, tracee: Tracee, signal: int) -> None:
         """Handle a signal-delivery stop and let the thread go on."""
+        if signal == n.SIGILL:
+            # The way of every ecall, so without a look at the siginfo: that somebody else's SIGILL
+            # comes just before an EENTER or EEXIT is the one case in which it would tell more.
+            regs = tracee.load_regs()
+            if regs.rax & 0xFFFFFFFF in _COMMON and tracee.process.mm.read(regs.rip, 3) == ENCLU:
+                self._on_enclu(tracee, signal)
+                return
         if signal in n.FAULT_SIGNALS:
             info = ptrace.get_siginfo(tracee.tid)
             _, _, code, address = _SIGINFO_HEAD.unpack_from(info)
@@ -157,6 +171,8 @@ class Traps:
         was_inside = lp.inside
         tcs = regs.rbx
         try:
+            if was_inside and not _in_elrange(lp, regs.rip):
+                raise Fault.gp(f"the enclave went on at {regs.rip:#x} without EEXIT")
             enclu(self._cpu, lp, regs)
         except Fault as fault:
             self._observer.leaf(tracee, leaf, tcs, fault)
@@ -167,6 +183,7 @@ class Traps:
                 self._fault_outside(tracee, fault, tracee.regs.rip)
             return
         self._observer.leaf(tracee, leaf, tcs, None)
+        tracee.trapped = True
         if lp.inside:
             if not was_inside:
                 self._unforce(tracee, signal)
@@ -258,8 +275,7 @@ class Traps:
         regs = tracee.regs
         lp = _lp(tracee)
         page = address & _PAGE_MASK
-        base, size = lp.quads[_ELRANGE_BASE], lp.quads[_ELRANGE_SIZE]
-        if not base <= regs.rip < base + size:
+        if not _in_elrange(lp, regs.rip):
             # The enclave jumped out without EEXIT: the first fetch would have been refused.
             return Event(VECTOR_GP, 0, 0), n.SIGSEGV, _siginfo(n.SIGSEGV, _SI_KERNEL, 0)
         aep = lp.quads[_AEP]

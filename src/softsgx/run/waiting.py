@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waits for the next stop of a traced thread, or for a descriptor that wants attention.
+
+Owns the poll set and the bell. Between stops the supervisor sleeps in poll. A thread that enters
+and leaves an enclave stops again at once, and for it the supervisor waits in wait4 itself: four
+system calls less a stop, and the kernel wakes it on the thread's own processor, which is what
+most of a trap costs. For that time the bell, a thread that polls the same descriptors, calls it
+out of wait4 by a signal. The bell touches nothing but the flag `_waiting`.
+"""
+
+import ctypes
+import os
+import select
+import signal
+import threading
+import time
+
+from softsgx.run.ptrace import WALL
+
+_BELL = signal.SIGURG
+_RING_AGAIN = 0.001  # seconds; a ring that comes before wait4 has begun is lost
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_wait4 = _libc.wait4
+_wait4.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+_status = ctypes.c_int()
+_status_at = ctypes.addressof(_status)
+
+
+class Waiter:
+    """The one place where the supervisor sleeps."""
+
+    def __init__(self, child: int, others: tuple[int, ...]) -> None:
+        """`child` is readable at SIGCHLD, which does not ring: wait4 itself answers it."""
+        self._others = others
+        self._poll = select.epoll()
+        for fd in (child, *others):
+            self._poll.register(fd, select.EPOLLIN)
+        self._waiting = False
+        self._bell: threading.Thread | None = None
+        self._main = threading.get_ident()
+
+    def close(self) -> None:
+        """Stop waiting for good."""
+        self._poll.close()
+
+    def stop(self) -> tuple[int, int]:
+        """Give pid and status of a stop or end that waits now; pid 0 for none."""
+        return os.waitpid(-1, os.WNOHANG | WALL)
+
+    def next_stop(self) -> tuple[int, int]:
+        """Wait for the next stop or end; pid 0 where a descriptor wants attention first."""
+        if self._bell is None:
+            self._start_bell()
+        self._waiting = True
+        pid = _wait4(-1, _status_at, WALL, None)
+        self._waiting = False
+        if pid < 0:
+            return 0, 0
+        return pid, _status.value
+
+    def ready(self, block: bool) -> list[int]:
+        """Give the descriptors that want attention; `block` waits for one."""
+        return [fd for fd, _ in self._poll.poll(-1 if block else 0)]
+
+    def _start_bell(self) -> None:
+        signal.signal(_BELL, lambda *_: None)
+        self._bell = threading.Thread(target=self._ring, name="bell", daemon=True)
+        self._bell.start()
+
+    def _ring(self) -> None:
+        poll = select.epoll()
+        for fd in self._others:
+            poll.register(fd, select.EPOLLIN | select.EPOLLET)
+        while True:
+            poll.poll(-1)
+            while self._waiting:
+                signal.pthread_kill(self._main, _BELL)
+                time.sleep(_RING_AGAIN)
