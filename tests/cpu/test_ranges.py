@@ -16,7 +16,7 @@ from softsgx.cpu import encls
 from softsgx.cpu.epc import EPC_BASE, Epc, PageIndex
 from softsgx.cpu.hasher import Hasher
 from softsgx.cpu.identity import Identity
-from softsgx.cpu.memory import HeldMemory
+from softsgx.cpu.memory import HeldElrange, HeldMemory
 from softsgx.cpu.model import Model
 from softsgx.cpu.processor import Processor
 from softsgx.errors import Fault
@@ -48,7 +48,8 @@ class Side:
             secinfo=self.memory.place(bytes(64)),
             secs=0,
         )
-        encls.ecreate(self.cpu, self.memory, self.memory.place(pageinfo.encode()), EPC_BASE)
+        rbx = self.memory.place(pageinfo.encode())
+        encls.ecreate(self.cpu, self.memory, rbx, EPC_BASE, elrange=Scattered())
 
     def one_by_one(
         self, pages: range, linaddr: int, source: int, flags: int, measure: bool
@@ -104,10 +105,9 @@ def outcome(result: int | Fault) -> Any:
     return result
 
 
-FLAGS = st.sampled_from(
-    [0x203, 0x205, 0x207, 0x201, 0x200, 0x202, 0x206, SECINFO_TCS, SECINFO_TCS | 3]
-    + [0x300, 0, SECINFO_REG | SECINFO_R | SECINFO_PENDING, 1 << 16 | 0x203]
-)
+GOOD_FLAGS = (0x201, 0x203, 0x205, 0x207, SECINFO_TCS, SECINFO_TCS | 3)
+BAD_FLAGS = (0, 0x200, 0x202, 0x206, 0x300, SECINFO_REG | SECINFO_R | SECINFO_PENDING, 0x10203)
+FLAGS = st.sampled_from((*GOOD_FLAGS, *BAD_FLAGS))
 
 
 @settings(max_examples=300)
@@ -204,10 +204,45 @@ def test_a_short_copy_leaves_no_part_of_the_page() -> None:
     assert side.cpu.enclaves[0].elrange.read(BASE + 8192, 4096) == bytes(4096)
 
 
-def test_a_failure_while_hashing_is_raised_where_the_digest_is_wanted() -> None:
+class Scattered(HeldElrange):
+    """An Elrange that offers scattered reads, as one over a file does."""
+
+    def readv(self, address: int, buffers: list[memoryview], /) -> None:
+        assert len(buffers) <= 1024
+        for buffer in buffers:
+            buffer[:] = self.read(address, len(buffer))
+            address += len(buffer)
+
+
+@settings(max_examples=25)
+@given(runs=st.lists(st.tuples(st.integers(1, 600), st.booleans()), min_size=1, max_size=5))
+def test_scattered_reads_measure_the_same(runs: list[tuple[int, bool]]) -> None:
+    elrange, hasher, expected = Scattered(), Hasher(), Measurement()
+    offset = 0
+    for count, once_more in runs:
+        data = b"".join((offset + page).to_bytes(8, "little") * 512 for page in range(count))
+        elrange.write(BASE + offset, data)
+        hasher.add_pages(elrange, BASE, offset, 0x203, count)
+        expected.add_pages(offset, 0x203, data, measured=True)
+        hasher.settle()
+        elrange.write(BASE + offset, bytes(4096))
+        if once_more:
+            hasher.eadd(offset, 0x205)
+            expected.eadd(offset, 0x205)
+            assert hasher.digest() == expected.digest()
+        offset += count * 4096
+    assert hasher.digest() == expected.digest()
+
+
+def test_a_failure_while_reading_is_raised_where_the_digest_is_wanted() -> None:
+    class Bad(Scattered):
+        def readv(self, _address: int, _buffers: list[memoryview], /) -> None:
+            raise OSError("no such page")
+
     hasher = Hasher()
-    hasher.add_pages_later(0, 0x203, b"no whole page")
-    with pytest.raises(ValueError, match="whole number of pages"):
+    hasher.add_pages(Bad(), BASE, 0, 0x203, 64)
+    hasher.settle()
+    with pytest.raises(OSError, match="no such page"):
         hasher.digest()
 
 

@@ -53,9 +53,6 @@ __all__ = [
 
 # EADD of a range copies so many pages, then has them hashed while it copies the next.
 _PIECE = 512
-# From so many pages on, hashing in the background pays; from so many, loading numpy for it.
-_BACKGROUND = 64
-_NUMPY = 1024
 
 
 def eadd(cpu: Processor, memory: Memory, rbx: int, rcx: int) -> None:
@@ -232,6 +229,9 @@ def eadd_pages(
                     cpu, window, secs, pages, linaddr, source, secinfo_flags, measure
                 )
             finally:
+                owner = cpu.enclaves.get(secs)
+                if owner is not None:
+                    owner.hasher.settle()
                 epc.unlock((secs,))
         finally:
             epc.unlock(pages)
@@ -288,9 +288,6 @@ def _add_regular(
         window.read(source, PAGE_SIZE)
         _check_place(secs, linaddr)
     count = min(count, (secs.baseaddr + secs.size - linaddr) // PAGE_SIZE)
-    later = count >= _BACKGROUND
-    if count >= _NUMPY and measure:
-        import numpy  # noqa: F401, ICN001, PLC0415  # the measurement uses it once it is there
     done = 0
     while done < count:
         wanted = min(_PIECE, count - done)
@@ -298,7 +295,7 @@ def _add_regular(
         copied = window.fill(secs.elrange, linaddr + offset, source + offset, wanted * PAGE_SIZE)
         made = copied // PAGE_SIZE
         if made:
-            _commit(secs, linaddr + offset, made, flags, measure, later)
+            _measure_range(secs, linaddr + offset - secs.baseaddr, flags, made, measure)
             added = range(pages.start + done, pages.start + done + made)
             epc.set_children(added, flags, owner, linaddr + offset)
             secs.children += made
@@ -313,18 +310,11 @@ def _add_regular(
     return done
 
 
-def _commit(
-    secs: SecsPage, linaddr: int, count: int, flags: int, measure: bool, later: bool
-) -> None:
-    offset = linaddr - secs.baseaddr
-    if not measure:
-        secs.hasher.add_unmeasured(offset, flags, count)
-        return
-    data = secs.elrange.read(linaddr, count * PAGE_SIZE)
-    if later:
-        secs.hasher.add_pages_later(offset, flags, data)
+def _measure_range(secs: SecsPage, offset: int, flags: int, count: int, measure: bool) -> None:
+    if measure:
+        secs.hasher.add_pages(secs.elrange, secs.baseaddr, offset, flags, count)
     else:
-        secs.hasher.add_pages(offset, flags, data)
+        secs.hasher.add_unmeasured(offset, flags, count)
 
 
 def eremove(cpu: Processor, rcx: int) -> LeafCode:

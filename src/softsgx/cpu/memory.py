@@ -12,7 +12,7 @@ its EPC pages busy around it.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from softsgx.arch.secinfo import PAGE_SIZE
 from softsgx.errors import Fault
@@ -31,6 +31,15 @@ class Elrange(Protocol):
 
     def discard(self, address: int, length: int, /) -> None:
         """Forget whole pages: they read as zero from now on."""
+        ...
+
+
+@runtime_checkable
+class ScatteredReads(Protocol):
+    """What an Elrange may offer besides: a read that lays the bytes out as they are wanted."""
+
+    def readv(self, address: int, buffers: list[memoryview], /) -> None:
+        """Read so many bytes as the buffers hold (1024 at most), one buffer after the other."""
         ...
 
 
