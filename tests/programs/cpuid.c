@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What CPUID tells a program: SGX is there, the processor is the host's. ARG: bytes of EPC. */
+/* What CPUID tells a program: SGX is there, the processor is the host's. ARGs: bytes of EPC, a library. */
 #include "host.h"
 
 #include <cpuid.h>
+#include <dlfcn.h>
 
 struct leaf {
 	unsigned int eax, ebx, ecx, edx;
@@ -40,6 +41,22 @@ static uint64_t xcr0(void)
 
 	asm volatile("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
 	return (uint64_t)edx << 32 | eax;
+}
+
+/* Code that comes later is no different: here, when there is an enclave already. */
+static void asked_by_a_library(const char *enclave, const char *signature, const char *path)
+{
+	unsigned int (*has_sgx)(void);
+	void *library;
+
+	the_image = read_image(enclave);
+	read_sigstruct(signature);
+	build(&the_image);
+	library = dlopen(path, RTLD_NOW);
+	has_sgx = library ? (unsigned int (*)(void))dlsym(library, "has_sgx") : NULL;
+	if (!has_sgx)
+		fail("cannot load %s: %s", path, dlerror());
+	check_equal("a library loaded later sees SGX", has_sgx(), 1);
 }
 
 int main(int argc, char **argv)
@@ -89,5 +106,7 @@ int main(int argc, char **argv)
 			check(false, "the same answer each time", "turn %d", i);
 	/* The C library and libgcc read CPUID themselves. */
 	CHECK("the compiler's run-time agrees on SSE2", __builtin_cpu_supports("sse2"));
+	for (int i = 4; i < argc; i++)
+		asked_by_a_library(argv[1], argv[2], argv[i]);
 	return finish();
 }

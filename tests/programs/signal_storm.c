@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * SIGALRM at 1 kHz while the enclave counts: each interrupts it by an AEX whose state the handler
- * can see, each ERESUME goes on where it was, and no turn is lost.
+ * can see, each ERESUME goes on where it was, and no turn is lost. The handler may itself enter the
+ * interrupted TCS, and it may run on a stack of its own.
  */
 #include "host.h"
 
@@ -11,7 +12,8 @@
 
 static struct enclave enclave;
 static uint64_t aep, tcs_inside;
-static volatile int ticks, inside, wrong_registers, in_elrange;
+static volatile int ticks, inside, wrong_registers, in_elrange, nested, wrong_nested;
+static bool nesting;
 
 static void tick(int number, siginfo_t *info, void *context)
 {
@@ -32,6 +34,13 @@ static void tick(int number, siginfo_t *info, void *context)
 	if (regs[REG_RDX] | regs[REG_RSI] | regs[REG_RDI] | regs[REG_R8] | regs[REG_R9] |
 	    regs[REG_R12] | regs[REG_R15])
 		wrong_registers++;
+	if (nesting) {
+		struct op op = { .code = OP_ENTRY };
+
+		nested++;
+		if (!do_op(&enclave, 0, &op) || op.out[ENTRY_RAX] != 1)
+			wrong_nested++;
+	}
 }
 
 /* An entry whose RCX tells where this way of entering has its AEP. */
@@ -56,7 +65,7 @@ static void storm(const char *what, bool (*loop)(struct op *))
 
 	for (uint64_t i = 0; i < TURNS; i++)
 		sum += i * i;
-	ticks = inside = wrong_registers = in_elrange = 0;
+	ticks = inside = wrong_registers = in_elrange = nested = wrong_nested = 0;
 	setitimer(ITIMER_REAL, &every_ms, NULL);
 	while (entries < ENTRIES_MOST && inside < INSIDE_WANTED) {
 		struct op op = { .code = OP_LOOP, .a = TURNS };
@@ -76,10 +85,15 @@ static void storm(const char *what, bool (*loop)(struct op *))
 	check(wrong_registers == 0, name, "%d of %d", wrong_registers, inside);
 	snprintf(name, sizeof(name), "%s: no handler saw an address in the enclave", what);
 	check(in_elrange == 0, name, "%d of %d", in_elrange, ticks);
+	if (nesting) {
+		snprintf(name, sizeof(name), "%s: nested entries from the handler", what);
+		check(nested > 0 && wrong_nested == 0, name, "%d of %d wrong", wrong_nested, nested);
+	}
 }
 
 int main(int argc, char **argv)
 {
+	static uint8_t stack[65536] __attribute__((aligned(16)));
 	struct op op = { .code = OP_ENTRY };
 
 	begin(argc, argv);
@@ -90,6 +104,15 @@ int main(int argc, char **argv)
 	aep = op.out[ENTRY_RCX] - 3; /* one ENCLU serves as entry and as AEP */
 	tcs_inside = tcs(&enclave, 0);
 	storm("vDSO", loop_by_vdso);
+
+	nesting = true;
+	storm("vDSO, entering again", loop_by_vdso);
+	nesting = false;
+
+	sigaltstack(&(stack_t){ .ss_sp = stack, .ss_size = sizeof(stack) }, NULL);
+	sigaction(SIGALRM, &(struct sigaction){ .sa_sigaction = tick,
+						.sa_flags = SA_SIGINFO | SA_ONSTACK }, NULL);
+	storm("vDSO, alternate stack", loop_by_vdso);
 
 	aep = (uint64_t)bare_resume;
 	tcs_inside = tcs(&enclave, 1);

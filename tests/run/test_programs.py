@@ -45,7 +45,10 @@ _SIGNATURES = {
 
 
 class Program(NamedTuple):
-    """How one program is run; `more` names SIGSTRUCTs or gives arguments behind the usual two."""
+    """How one program is run; `more` stands behind the usual two arguments.
+
+    In it the name of a SIGSTRUCT stands for its file, and that of a library for one built here.
+    """
 
     name: str
     enclave: str = "enclave"
@@ -57,7 +60,7 @@ class Program(NamedTuple):
 PROGRAMS = [
     Program("aex_registers"),
     Program("core_dump"),
-    Program("cpuid", more=(str(64 << 20),), options=("--epc", "64M")),
+    Program("cpuid", more=(str(64 << 20), "cpuid_library.so"), options=("--epc", "64M")),
     Program("entry_registers"),
     Program("eresume_rewritten_ssa"),
     Program("exec"),
@@ -73,6 +76,7 @@ PROGRAMS = [
     Program("signal_state"),
     Program("signal_storm"),
     Program("ssa_user_stack"),
+    Program("stop_and_end"),
     Program("threads"),
     Program("vdso_discovery"),
     Program("vdso_einval"),
@@ -82,7 +86,7 @@ PROGRAMS = [
 BY_NAME = {program.name: program for program in PROGRAMS}
 AS_ORDINARY_USER = [
     *("core_dump", "cpuid", "entry_registers", "exec", "fork", "killed_inside", "low_elrange"),
-    *("refusals", "signal_state", "vdso_discovery"),
+    *("refusals", "signal_state", "stop_and_end", "vdso_discovery"),
 ]
 
 
@@ -122,20 +126,27 @@ class Bench:
         if not path.exists():
             libraries: list[str | Path] = []
             if name == "vdso_discovery":
-                libraries = ["-Wl,--no-as-needed", self._stub()]
+                version = f"-Wl,--version-script={SOURCES / 'vdso_stub.map'}"
+                stub = self.library("vdso_stub.so", "-Wl,-soname,linux-vdso.so.1", version)
+                libraries = ["-Wl,--no-as-needed", stub]
             self._cc(*_PROGRAM_FLAGS, "-o", path, SOURCES / f"{name}.c", *libraries)
         return path
 
-    def _stub(self) -> Path:
-        path = self.directory / "libvdso_stub.so"
-        version = f"-Wl,--version-script={SOURCES / 'vdso_stub.map'}"
-        soname = "-Wl,-soname,linux-vdso.so.1"
-        self._cc("-shared", "-fPIC", soname, version, "-o", path, SOURCES / "vdso_stub.c")
+    def library(self, name: str, *flags: str) -> Path:
+        path = self.directory / name
+        if not path.exists():
+            source = SOURCES / Path(name).with_suffix(".c")
+            self._cc("-shared", "-fPIC", "-O2", "-Wall", "-Werror", *flags, "-o", path, source)
         return path
+
+    def argument(self, word: str) -> str:
+        if word in _SIGNATURES:
+            return str(self.signature(word))
+        return str(self.library(word)) if word.endswith(".so") else word
 
     def run(self, program: Program, state: Path, *, uid: int | None = None) -> str:
         """Run it under softsgx in a directory of its own; returns its output if nothing failed."""
-        more = [str(self.signature(m)) if m in _SIGNATURES else m for m in program.more]
+        more = [self.argument(word) for word in program.more]
         command = [
             *([] if uid is None else _as_user(uid)),
             *(sys.executable, "-m", "softsgx", "run", "--state", str(state), *program.options),
@@ -211,7 +222,7 @@ def test_program(bench: Bench, program: Program, tmp_path: Path) -> None:
 
 
 def test_every_program_is_run() -> None:
-    found = {path.stem for path in SOURCES.glob("*.c")} - {"enclave", "vdso_stub"}
+    found = {path.stem for path in SOURCES.glob("*.c")} - {"enclave", "vdso_stub", "cpuid_library"}
     assert found == set(BY_NAME)
 
 
