@@ -5,13 +5,17 @@ A TCS has two halves. What software wrote stays in the EPC page and, decoded, he
 live in a TcsRecord, which whoever moves control reads and writes.
 """
 
+from typing import TYPE_CHECKING
+
 from softsgx.arch.attributes import ATTRIBUTE_DEBUG, ATTRIBUTE_INIT, TCS_ACTIVE
 from softsgx.arch.secinfo import PAGE_SIZE
 from softsgx.arch.structures import Gprsgx, Secs, Tcs
 from softsgx.arch.thread import TcsRecord
 from softsgx.cpu.epc import PageIndex
-from softsgx.cpu.hasher import Hasher
 from softsgx.cpu.memory import Elrange
+
+if TYPE_CHECKING:
+    from softsgx.cpu.hasher import Hasher
 
 # TcsRecord's fields as 32-bit and 64-bit words, for a memoryview cast to "I" and "Q".
 STATE = TcsRecord.OFFSETS["state"] // 4
@@ -43,7 +47,7 @@ class SecsPage:
         self.elrange = elrange
         self.children = 0
         self.threads: dict[int, Thread] = {}
-        self.hasher = Hasher()
+        self.hasher: Hasher = _hasher()
         self.size = secs.size
         self.baseaddr = secs.baseaddr
         self.ssaframesize = secs.ssaframesize
@@ -77,6 +81,12 @@ class SecsPage:
     def active(self) -> bool:
         """Tell whether a thread is inside."""
         return any(thread.words[STATE] == TCS_ACTIVE for thread in self.threads.values())
+
+
+def _hasher() -> "Hasher":
+    from softsgx.cpu.hasher import Hasher  # noqa: PLC0415  # most programs create no enclave
+
+    return Hasher()
 
 
 class Thread:
