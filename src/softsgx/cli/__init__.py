@@ -64,10 +64,22 @@ def _dispatch(arguments: list[str]) -> int:
         raise SoftsgxError(f"{given}; the verbs are {', '.join(VERBS)} (softsgx --help)")
 
     # Not a subparser each: that would import every verb to parse one.
-    from argparse import ArgumentParser  # noqa: PLC0415
+    from argparse import ArgumentParser, HelpFormatter  # noqa: PLC0415
+
+    columns = os.environ.get("COLUMNS", "")
+
+    # Left to itself it asks shutil for the width, at every start and for 5 ms.
+    class Formatter(HelpFormatter):
+        def __init__(self, prog: str) -> None:
+            super().__init__(prog, width=int(columns) - 2 if columns.isdecimal() else 78)
 
     module = import_module(f"softsgx.cli.{verb}")
-    parser = ArgumentParser(prog=f"softsgx {verb}", description=module.__doc__, allow_abbrev=False)
+    parser = ArgumentParser(
+        prog=f"softsgx {verb}",
+        description=module.__doc__,
+        allow_abbrev=False,
+        formatter_class=Formatter,
+    )
     module.add_arguments(parser)
     return int(module.main(parser.parse_args(arguments[1:])))
 

@@ -10,8 +10,11 @@ import contextlib
 import os
 import select
 import signal
-import socket
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
 
 # A program that does not die of EXITKILL within this time hangs in the kernel for good.
 _PATIENCE = 10.0
@@ -29,6 +32,8 @@ class Keeper:
         if self._socket is None:
             self._start()
         if self._socket is not None:
+            import socket  # noqa: PLC0415  (most programs map no enclave)
+
             socket.send_fds(self._socket, [pid.to_bytes(4, "little")], [uffd])
 
     def close(self) -> None:
@@ -40,6 +45,8 @@ class Keeper:
                 os.waitpid(self.pid, 0)
 
     def _start(self) -> None:
+        import socket  # noqa: PLC0415
+
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = os.fork()
         if self.pid == 0:
@@ -58,6 +65,8 @@ def _keep(fd: int) -> None:
     highest = os.sysconf("SC_OPEN_MAX")
     os.closerange(0, fd)
     os.closerange(fd + 1, min(highest, 1 << 20))
+    import socket  # noqa: PLC0415
+
     pids = set()
     with socket.socket(fileno=fd) as channel:
         while True:

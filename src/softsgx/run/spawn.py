@@ -8,7 +8,6 @@ is in place every open would wait for an answer, so nothing is imported or opene
 import ctypes
 import os
 import signal
-import socket
 import struct
 from typing import NoReturn
 
@@ -56,45 +55,63 @@ def spawn(program: str, argv: list[str], mask: set[int | signal.Signals]) -> tup
     length = (len(instructions) - 1) // 8
     header = struct.pack("<HxxxxxxQ", length, ctypes.addressof(instructions))
     fprog = ctypes.create_string_buffer(header, len(header))
-    ours, theirs = socket.socketpair()
+    # Two pipes: one tells the child that it is seized, one brings its listener or its complaint.
+    go_read, go_write = os.pipe()
+    said_read, said_write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _child(program, argv, mask, theirs, fprog)
-    theirs.close()
-    with ours:
-        try:
-            ptrace.seize(pid)
-        except OSError as error:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise SoftsgxError(
-                f"this host forbids ptrace ({error.strerror}): `softsgx info` tells the fix"
-            ) from error
-        ours.sendall(b"!")
-        data, ancillary, _, _ = ours.recvmsg(256, socket.CMSG_SPACE(4))
-        if not ancillary:
-            os.waitpid(pid, ptrace.WALL)
-            what = data.decode() or "the child ended early"
-            raise SoftsgxError(f"cannot start {program}: {what}")
-        return pid, struct.unpack("<i", ancillary[0][2])[0]
+        _child(program, argv, mask, go_read, said_write, fprog)
+    os.close(go_read)
+    os.close(said_write)
+    try:
+        return pid, _seize(program, pid, go_write, said_read)
+    finally:
+        os.close(go_write)
+        os.close(said_read)
+
+
+def _seize(program: str, pid: int, go: int, said: int) -> int:
+    try:
+        ptrace.seize(pid)
+    except OSError as error:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise SoftsgxError(
+            f"this host forbids ptrace ({error.strerror}): `softsgx info` tells the fix"
+        ) from error
+    os.write(go, b"!")
+    number = os.read(said, 4)
+    if len(number) == 4:
+        listener = ptrace.pidfd_getfd(pid, int.from_bytes(number, "little"))
+        os.write(go, b"!")
+        return listener
+    what = os.read(said, 256).decode() or "the child ended early"
+    os.waitpid(pid, ptrace.WALL)
+    raise SoftsgxError(f"cannot start {program}: {what}")
+
+
+def _complain(said: int, what: str) -> NoReturn:
+    os.write(said, b"!")
+    os.write(said, what.encode())
+    os._exit(125)
 
 
 def _child(
     program: str,
     argv: list[str],
     mask: set[int | signal.Signals],
-    channel: socket.socket,
+    go: int,
+    said: int,
     fprog: ctypes.Array[ctypes.c_char],
 ) -> NoReturn:
     try:
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         environment = dict(os.environ)
-        channel.recv(1)
+        os.read(go, 1)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-            channel.sendall(b"no_new_privs was refused")
-            os._exit(125)
+            _complain(said, "no_new_privs was refused")
         listener = -1
         for flags in (_NEW_LISTENER | _WAIT_KILLABLE_RECV, _NEW_LISTENER):
             listener = _libc.syscall(_SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, fprog)
@@ -102,10 +119,9 @@ def _child(
                 break
         if listener < 0:
             code = os.strerror(ctypes.get_errno())
-            channel.sendall(f"this host forbids seccomp notification ({code})".encode())
-            os._exit(125)
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("<i", listener))
-        channel.sendmsg([b"!"], [rights])
+            _complain(said, f"this host forbids seccomp notification ({code})")
+        os.write(said, listener.to_bytes(4, "little"))
+        os.read(go, 1)
         os.execve(program, argv, environment)
     except OSError as error:
         # The message goes where the program's own complaint would have gone.

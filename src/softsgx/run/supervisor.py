@@ -12,7 +12,6 @@ import ctypes
 import os
 import signal
 import struct
-import traceback
 from typing import TYPE_CHECKING
 
 from greenlet import greenlet
@@ -226,9 +225,7 @@ class Supervisor:
             except TraceeGone:
                 pass  # its exit status is on the way, or here
             except Exception:  # noqa: BLE001  (one thread's misfortune is not the others')
-                self._observer.warn(
-                    f"internal error, thread {tracee.tid} is killed\n{traceback.format_exc()}"
-                )
+                self._observer.internal_error(tracee)
                 ptrace.tgkill(tracee.process.pid, tracee.tid, signal.SIGKILL)
             if not tracee.ended:
                 tracee.wait()

@@ -164,7 +164,7 @@ class Tracee:
         self.checked_mask: int | None = None
         self.fault_reset = 0  # fault signals whose action the kernel's forced delivery has reset
         self.record_slot = -1
-        self.trapped = False  # its last stop was an ENCLU: it will stop again at once
+        self.trapped = False  # its last stop was an ENCLU or a CPUID: it will stop again at once
         self.borrowing = False  # the thread carries out calls of ours
         self.borrowed = False  # an injected call has ended the signal-delivery stop
         self.ended = False

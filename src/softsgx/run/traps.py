@@ -158,6 +158,7 @@ class Traps:
         regs.rip += len(_CPUID)
         self._unforce(tracee, signal)
         self._observer.cpuid(tracee, leaf, subleaf)
+        tracee.trapped = True
         self._resume(tracee)
 
     # -- ENCLU ------------------------------------------------------------------------------
