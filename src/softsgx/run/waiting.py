@@ -36,6 +36,10 @@ class Waiter:
         self._poll = select.epoll()
         for fd in (child, *others):
             self._poll.register(fd, select.EPOLLIN)
+        # The same without SIGCHLD, which wait4 itself answers.
+        self._look = select.epoll()
+        for fd in others:
+            self._look.register(fd, select.EPOLLIN)
         self._waiting = False
         self._bell: threading.Thread | None = None
         self._main = threading.get_ident()
@@ -43,6 +47,7 @@ class Waiter:
     def close(self) -> None:
         """Stop waiting for good."""
         self._poll.close()
+        self._look.close()
 
     def stop(self) -> tuple[int, int]:
         """Give pid and status of a stop or end that waits now; pid 0 for none."""
@@ -52,7 +57,11 @@ class Waiter:
         """Wait for the next stop or end; pid 0 where a descriptor wants attention first."""
         if self._bell is None:
             self._start_bell()
+        # What came before the flag is seen here; what comes after it rings.
         self._waiting = True
+        if self._look.poll(0):
+            self._waiting = False
+            return 0, 0
         pid = _wait4(-1, _status_at, WALL, None)
         self._waiting = False
         if pid < 0:
