@@ -193,6 +193,24 @@ ud2_instruction:
 	ud2
 	ret
 
+	/* One instruction each that an enclave may not execute. */
+	.globl illegal_int3, illegal_int, illegal_in, illegal_out, illegal_rdpmc
+illegal_int3:
+	int3
+	ret
+illegal_int:
+	int $0x42
+	ret
+illegal_in:
+	in $0x70, %al
+	ret
+illegal_out:
+	out %al, $0x70
+	ret
+illegal_rdpmc:
+	rdpmc
+	ret
+
 	/* unsigned long enclu(leaf, rbx, rcx, rdx, unsigned long *rflags) */
 	.globl enclu
 	.globl enclu_instruction

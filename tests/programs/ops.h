@@ -30,6 +30,7 @@
 #define OP_ENTER_INSIDE 20    /* EENTER from inside: #GP */
 #define OP_SUM 21             /* out[0] = the sum of b bytes at a */
 #define OP_LEAVE 22           /* on CSSA 1: let frame 0 leave, to where this entry leaves */
+#define OP_JUMP 23            /* call the address a */
 
 #define TCS_COUNT 9
 #define TCS_ONE_FRAME 8       /* index of the TCS with NSSA = 1; the others have 2 */

@@ -65,6 +65,7 @@ PROGRAMS = [
     Program("eresume_rewritten_ssa"),
     Program("exec"),
     Program("fork"),
+    Program("illegal_inside"),
     Program("ioctl_hostile"),
     Program("ioctl_race"),
     Program("killed_inside", options=("--epc", "8M")),
