@@ -3,7 +3,7 @@
 
 BPF sees numbers, neither paths nor ranges. The first filter is there from the start and costs
 a program that never touches SGX its path calls and nothing else; the second is added to a
-process when it maps an enclave, and brings the calls that can change that mapping.
+process when it first opens a device node, and brings the calls that can change that mapping.
 
 Sources: seccomp(2), include/uapi/linux/{filter,seccomp,audit}.h.
 """
@@ -43,6 +43,16 @@ PATH_CALLS = (
     n.SYS_STATX,
     n.SYS_OPENAT2,
     n.SYS_FACCESSAT2,
+)
+
+
+MAPPING_CALLS = (
+    n.SYS_MUNMAP,
+    n.SYS_MPROTECT,
+    n.SYS_PKEY_MPROTECT,
+    n.SYS_MREMAP,
+    n.SYS_MADVISE,
+    n.SYS_REMAP_FILE_PAGES,
 )
 
 
@@ -143,18 +153,19 @@ def first_filter() -> bytes:
 
 
 def second_filter() -> bytes:
-    """Assemble the filter of a process that maps an enclave."""
+    """Assemble the filter of a process that has opened a device node."""
     p = _Program()
     _native_only(p)
-    for number in (n.SYS_MUNMAP, n.SYS_MPROTECT, n.SYS_MREMAP, n.SYS_MADVISE):
+    for number in MAPPING_CALLS:
         p.jump(_JEQ, number, "trace")
     p.jump(_JEQ, n.SYS_MMAP, "mmap", "allow")
-    # Anything mapped over an enclave range is a munmap of it.
+    # Any mapping of a file may be an enclave's, and anything over an enclave range is a munmap.
     p.label("mmap")
     p.load(_low(3))
-    p.jump(_JSET, n.MAP_FIXED, "trace", "allow")
-    p.label("allow")
-    p.ret(RET_ALLOW)
+    p.jump(_JSET, n.MAP_FIXED, "trace")
+    p.jump(_JSET, n.MAP_ANONYMOUS, "allow")
     p.label("trace")
     p.ret(RET_TRACE)
+    p.label("allow")
+    p.ret(RET_ALLOW)
     return p.encode()

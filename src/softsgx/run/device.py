@@ -37,10 +37,16 @@ _READ_IMPLIES_EXEC = 0x0400000
 _PAGE = n.PAGE_SIZE
 _TOP = 1 << 47
 _NOEXEC = b"noexec"
+_STAT_SIZE = 144  # struct stat
+_BELOW_STACK = 4096  # clear of the red zone
 
 
 def _round_up(length: int) -> int:
     return (length + _PAGE - 1) & ~(_PAGE - 1)
+
+
+class Refused(Exception):
+    """The host refuses what the supervisor needs for a program; the message is the user's."""
 
 
 class DeviceFiles:
@@ -60,15 +66,28 @@ class DeviceFiles:
             if known is file:
                 del self._files[key]
 
-    def of(self, pid: int, fd: int) -> "DeviceFile | None":
-        """Give the device file behind descriptor `fd` of process `pid`."""
+    def of(self, tracee: Tracee, fd: int) -> "DeviceFile | None":
+        """Give the device file behind a descriptor of the stopped thread's process."""
         if not self._files or not 0 <= fd < 1 << 31:
             return None
         try:
-            stat = os.stat(f"/proc/{pid}/fd/{fd}")
+            stat = os.stat(f"/proc/{tracee.process.pid}/fd/{fd}")
+        except PermissionError:
+            return self._files.get(_fstat_within(tracee, fd))
         except OSError:
             return None
         return self._files.get((stat.st_dev, stat.st_ino))
+
+
+def _fstat_within(tracee: Tracee, fd: int) -> tuple[int, int]:
+    # A program that has made itself non-dumpable closes /proc: it is asked itself.
+    buffer = (tracee.regs.rsp - _BELOW_STACK) & ~0xF
+    before = tracee.mm.read(buffer, _STAT_SIZE)
+    with tracee.injecting() as injector:
+        injector.call(n.SYS_FSTAT, fd, buffer)
+    dev, ino = struct.unpack("<QQ", tracee.mm.read(buffer, 16).ljust(16, b"\0"))
+    tracee.mm.write(buffer, before)
+    return dev, ino
 
 
 class ProgramTask:
@@ -139,7 +158,7 @@ class ProgramTask:
 
     def file(self, fd: int) -> "DeviceFile | None":
         """Give the device file behind a descriptor of the program, or None."""
-        return self._files.of(self._tracee.process.pid, fd)
+        return self._files.of(self._tracee, fd)
 
     def read_implies_exec(self) -> bool:
         """Tell whether the process has the READ_IMPLIES_EXEC personality."""
@@ -165,12 +184,12 @@ class DeviceCalls:
         """Answer an ioctl of magic 0xA4; one on another file goes on to the kernel."""
         regs = tracee.regs
         fd, request, argument = regs.rdi & 0xFFFFFFFF, regs.rsi & 0xFFFFFFFF, regs.rdx
-        file = self._files.of(tracee.process.pid, fd)
+        file = self._files.of(tracee, fd)
         if file is None:
             ptrace.cont(tracee.tid)
             return
         started = self._observer.now()
-        pages = file.encl.page_cnt if isinstance(file, EnclaveFile) else 0
+        pages = len(file.encl.page_array) if isinstance(file, EnclaveFile) else 0
         task = self._task(tracee, file, fd)
         error: DriverError | None = None
         try:
@@ -179,8 +198,8 @@ class DeviceCalls:
             error = refused
             result = -refused.errno
         self._observer.ioctl(tracee, request, result, error, started)
-        if isinstance(file, EnclaveFile) and file.encl.page_cnt != pages:
-            self._observer.pages_added += file.encl.page_cnt - pages
+        if isinstance(file, EnclaveFile) and len(file.encl.page_array) != pages:
+            self._observer.pages_added += len(file.encl.page_array) - pages
             self._narrow(tracee, file)
         tracee.finish_call(result)
 
@@ -218,7 +237,7 @@ class DeviceCalls:
         regs = tracee.regs
         file = None
         if not regs.r10 & n.MAP_ANONYMOUS:
-            file = self._files.of(tracee.process.pid, regs.r8 & 0xFFFFFFFF)
+            file = self._files.of(tracee, regs.r8 & 0xFFFFFFFF)
         if file is None:
             return None
         try:
@@ -237,13 +256,8 @@ class DeviceCalls:
     def _map_enclave(self, tracee: Tracee, file: "DeviceFile") -> EnclaveVma | None:
         regs = tracee.regs
         address, length, prot, flags = regs.rdi, regs.rsi, regs.rdx & 7, regs.r10
-        file.check_mmap(
-            address,
-            length,
-            prot,
-            flags,
-            self._task(tracee, file, regs.r8 & 0xFFFFFFFF),
-        )
+        task = self._task(tracee, file, regs.r8 & 0xFFFFFFFF)
+        file.check_mmap(address, length, prot, flags, task)
         if not isinstance(file, EnclaveFile):
             raise DriverError(errno.ENODEV, "only an enclave can be mapped")
         fixed = flags & (n.MAP_FIXED | n.MAP_FIXED_NOREPLACE)
@@ -263,6 +277,12 @@ class DeviceCalls:
                 raise DriverError(failed(address), "no room for the mapping")
             regs.rdi = address
             regs.r10 |= n.MAP_FIXED
+            try:
+                file.check_mmap(address, length, prot, regs.r10, task)
+            except DriverError:
+                with tracee.injecting() as injector:
+                    injector.call(n.SYS_MUNMAP, address, length)
+                raise
         regs.r9 = address  # the file offset is the linear address
         result = run_to_exit(tracee)
         if failed(result):
@@ -276,7 +296,7 @@ class DeviceCalls:
         mm.enclaves.add(vma)
         with tracee.injecting() as injector:
             if not tracee.process.filtered:
-                tracee.process.filtered = True
+                # The descriptor came from another process.
                 self._install_second_filter(tracee, injector)
             if not mm.records:
                 self._map_records(tracee, injector)
@@ -284,7 +304,15 @@ class DeviceCalls:
                 mm.enclaves.watch(self.make_userfaultfd(tracee, injector))
             injector.call(n.SYS_MADVISE, vma.start, vma.end - vma.start, n.MADV_DONTDUMP)
 
+    def watch_mappings(self, tracee: Tracee) -> None:
+        """Put the second filter in place; the thread stands where its open of a node returns."""
+        result = tracee.load_regs().rax
+        with tracee.injecting() as injector:
+            self._install_second_filter(tracee, injector)
+        tracee.finish_call(result)
+
     def _install_second_filter(self, tracee: Tracee, injector: Injector) -> None:
+        tracee.process.filtered = True
         program = self._filter
         mm = tracee.mm
         with mm.scratch_for(program) as at:
@@ -294,8 +322,8 @@ class DeviceCalls:
                     result = injector.call(n.SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, fprog)
                     if not result:
                         return
-        raise RuntimeError(
-            f"process {tracee.process.pid} refused the second filter: "
+        raise Refused(
+            f"process {tracee.process.pid} cannot be given the second filter: "
             f"{os.strerror(failed(result)) if failed(result) else f'thread {result}'}"
         )
 
@@ -304,12 +332,18 @@ class DeviceCalls:
         flags = n.O_CLOEXEC | _O_NONBLOCK | USER_MODE_ONLY
         fd = injector.call(n.SYS_USERFAULTFD, flags)
         if failed(fd):
-            raise RuntimeError(
-                f"userfaultfd was refused to process {tracee.process.pid}: "
-                f"{os.strerror(failed(fd))}"
+            raise Refused(
+                f"userfaultfd is refused to process {tracee.process.pid} "
+                f"({os.strerror(failed(fd))}): `softsgx info` tells the fix"
             )
         try:
             uffd = ptrace.pidfd_getfd(tracee.process.pid, fd)
+        except OSError as error:
+            raise Refused(
+                f"pidfd_getfd of process {tracee.process.pid} is refused ({error.strerror}): "
+                "`softsgx info` tells the fix; a program that makes itself non-dumpable must do so "
+                "after it has mapped its enclave"
+            ) from error
         finally:
             injector.call(n.SYS_CLOSE, fd)
         self._keeper.keep(uffd, tracee.process.pid)
@@ -328,16 +362,30 @@ class DeviceCalls:
 
     # -- what changes a mapping ---------------------------------------------------------------
 
-    def mmap_over(self, tracee: Tracee) -> None:
-        """Carry out a MAP_FIXED mapping of something else over an enclave range: a munmap."""
+    def mmap_over(self, tracee: Tracee) -> bool:
+        """Carry out a MAP_FIXED mapping of something else over an enclave range: a munmap.
+
+        False where the call does not lie over one, and still stands at its stop.
+        """
         regs = tracee.regs
         tracee.mm.source_vma = None
         enclaves = tracee.mm.enclaves
         start, end = regs.rdi, regs.rdi + _round_up(regs.rsi)
-        held = enclaves is not None and enclaves.overlapping(start, end)
-        if enclaves is not None and held and not failed(run_to_exit(tracee)):
+        if enclaves is None or not regs.r10 & n.MAP_FIXED or not enclaves.overlapping(start, end):
+            return False
+        if not failed(run_to_exit(tracee)):
             enclaves.remove(start, end)
         ptrace.cont(tracee.tid)
+        return True
+
+    def remap_file_pages(self, tracee: Tracee) -> None:
+        """Refuse remap_file_pages on an enclave: the address selects the page, never an offset."""
+        regs = tracee.regs
+        enclaves = tracee.mm.enclaves
+        if enclaves is not None and enclaves.overlapping(regs.rdi, regs.rdi + _round_up(regs.rsi)):
+            tracee.finish_call(-errno.EINVAL)
+        else:
+            ptrace.cont(tracee.tid)
 
     def munmap(self, tracee: Tracee) -> None:
         """Carry out a munmap."""

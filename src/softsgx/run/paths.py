@@ -16,7 +16,6 @@ from softsgx.run import numbers as n
 from softsgx.run.records import TABLE_PATH
 
 if TYPE_CHECKING:
-    from softsgx.driver.driver import EnclaveFile, ProvisionFile
     from softsgx.run.notification import Listener, Notification
     from softsgx.run.tracee import Tracee
 
@@ -36,6 +35,8 @@ _DIR_CALLS = frozenset(
         n.SYS_STATX,
     )
 )
+_LINK_MODE = 0o120777
+_AT_SYMLINK_NOFOLLOW = 0x100
 _O_CREAT_EXCL = 0o300
 _MISC_MAJOR = 10
 _STATX_BASIC = 0x7FF
@@ -50,7 +51,7 @@ class PathCalls:
         nodes: dict[str, str],
         links: dict[str, str],
         table_fd: int,
-        open_node: "Callable[[str, int], tuple[int, EnclaveFile | ProvisionFile]]",
+        open_node: "Callable[[Tracee, str, int], int]",
     ) -> None:
         self._nodes = nodes
         self._links = links
@@ -72,7 +73,7 @@ class PathCalls:
         elif call.number in (n.SYS_OPEN, n.SYS_OPENAT, n.SYS_OPENAT2):
             self._open(listener, call, tracee, node)
         elif call.number in (n.SYS_STAT, n.SYS_LSTAT, n.SYS_NEWFSTATAT, n.SYS_STATX):
-            self._stat(listener, call, tracee, node)
+            self._stat(listener, call, tracee, node, self._link_of(call, path))
         elif call.number in (n.SYS_READLINK, n.SYS_READLINKAT):
             self._readlink(listener, call, tracee, path)
         else:
@@ -129,23 +130,37 @@ class PathCalls:
             listener.answer(call, -errno.ENOTDIR)
         else:
             try:
-                fd, _ = self._open_node(node, flags & (os.O_ACCMODE | os.O_NONBLOCK))
+                fd = self._open_node(tracee, node, flags & (os.O_ACCMODE | os.O_NONBLOCK))
             except OSError as error:
                 listener.answer(call, -(error.errno or errno.EIO))
                 return
             listener.give(call, fd, flags & n.O_CLOEXEC)
             os.close(fd)
 
+    def _link_of(self, call: "Notification", path: str) -> str | None:
+        # The link's target where the call asks for the link itself.
+        itself = call.number == n.SYS_LSTAT
+        if call.number in (n.SYS_NEWFSTATAT, n.SYS_STATX):
+            flags = call.args[3 if call.number == n.SYS_NEWFSTATAT else 2]
+            itself = bool(flags & _AT_SYMLINK_NOFOLLOW)
+        return self._links.get(path) if itself else None
+
     def _stat(
-        self, listener: "Listener", call: "Notification", tracee: "Tracee", node: str
+        self,
+        listener: "Listener",
+        call: "Notification",
+        tracee: "Tracee",
+        node: str,
+        link: str | None,
     ) -> None:
+        mode, size = (_MODE, 0) if link is None else (_LINK_MODE, len(link))
         minor = self._minors[node]
         now = self._since
         if call.number == n.SYS_STATX:
             at = call.args[4]
             stat = bytearray(256)
             struct.pack_into(
-                "<IIQIIIHxxQQQQ", stat, 0, _STATX_BASIC, 4096, 0, 1, 0, 0, _MODE, minor, 0, 0, 0
+                "<IIQIIIHxxQQQQ", stat, 0, _STATX_BASIC, 4096, 0, 1, 0, 0, mode, minor, size, 0, 0
             )
             for offset in (64, 96, 112):  # atime, ctime, mtime
                 struct.pack_into("<q", stat, offset, now)
@@ -154,5 +169,5 @@ class PathCalls:
         else:
             at = call.args[2 if call.number == n.SYS_NEWFSTATAT else 1]
             device = os.makedev(_MISC_MAJOR, minor)
-            data = _STAT.pack(5, minor, 1, _MODE, 0, 0, 0, device, 0, 4096, 0, *(now, 0) * 3)
+            data = _STAT.pack(5, minor, 1, mode, 0, 0, 0, device, size, 4096, 0, *(now, 0) * 3)
         listener.answer(call, 0 if tracee.mm.write(at, data) else -errno.EFAULT)

@@ -7,6 +7,7 @@ mapping the proven CPUID instructions are replaced by the equally long UD2.
 """
 
 import os
+import stat
 import struct
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _AT_NULL = 0
 _AT_SYSINFO_EHDR = 33
+_USER64_CS = 0x33
 _STACK_STEP = 64 * 1024
 _PAGE = n.PAGE_SIZE
 _WORD = struct.Struct("<Q")
@@ -64,10 +66,15 @@ class Programs:
     def exec(self, tracee: Tracee) -> None:
         """Prepare a fresh image at its exec stop, and let it start."""
         regs = tracee.load_regs()
+        mm = tracee.mm
+        if regs.cs != _USER64_CS or not mm.reachable:
+            what = "is a 32-bit program" if mm.reachable else "cannot be read by its user"
+            self._observer.warn(f"process {tracee.process.pid} {what}: it runs without SGX")
+            ptrace.cont(tracee.tid)
+            return
         entry = regs.rip
         regs.orig_rax = NO_SYSCALL
         regs.rax = 0
-        mm = tracee.mm
         auxv = _find_auxv(tracee, _AT_SYSINFO_EHDR)
         if auxv is None:
             self._observer.warn(f"process {tracee.process.pid} has no vDSO to replace")
@@ -105,6 +112,10 @@ class Programs:
     def map_executable(self, tracee: Tracee) -> None:
         """Carry out an executable mapping of a file, and patch what it brought."""
         regs = tracee.regs
+        if regs.r10 & n.MAP_TYPE != n.MAP_PRIVATE or not tracee.mm.reachable:
+            # What is written to a shared mapping is written to the file.
+            ptrace.cont(tracee.tid)
+            return
         pid, fd, offset, length = tracee.process.pid, regs.r8 & 0xFFFFFFFF, regs.r9, regs.rsi
         sites = self._sites(f"/proc/{pid}/fd/{fd}")
         here = [site for site in sites if offset <= site < offset + length]
@@ -119,10 +130,12 @@ class Programs:
 
     def _sites(self, path: str) -> tuple[int, ...]:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             return ()
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return ()
             return cpuid_sites(fd).offsets
         except OSError:
             return ()

@@ -31,7 +31,7 @@ class RecordTable:
         self._thread_count = 0
         self._tcs_free: list[int] = []
         self._tcs_count = 0
-        self._tcs_of: dict[int, list[int]] = {}
+        self._tcs_of: dict[int, dict[int, int]] = {}
 
     def thread(self) -> tuple[int, memoryview]:
         """Lend a ThreadRecord, all zero; give its slot too, by which it is given back."""
@@ -50,7 +50,7 @@ class RecordTable:
         """Take back the record of a thread that has ended."""
         self._threads.append(slot)
 
-    def tcs(self, eid: int, _linaddr: int) -> memoryview:
+    def tcs(self, eid: int, linaddr: int) -> memoryview:
         """Lend a TcsRecord, all zero: the processor's port for a new TCS."""
         if self._tcs_free:
             at = self._tcs_free.pop()
@@ -61,9 +61,13 @@ class RecordTable:
                 # The processor holds the record itself: only the trap path serves such a TCS.
                 return memoryview(bytearray(TcsRecord.SIZE))
         self._map[at : at + TcsRecord.SIZE] = bytes(TcsRecord.SIZE)
-        self._tcs_of.setdefault(eid, []).append(at)
+        self._tcs_of.setdefault(eid, {})[linaddr] = at
         return self._view[at : at + TcsRecord.SIZE]
+
+    def tcs_offset(self, eid: int, linaddr: int) -> int:
+        """Give where in the table a TCS's record is; 0 for one that the processor holds."""
+        return self._tcs_of.get(eid, {}).get(linaddr, 0)
 
     def give_back_enclave(self, eid: int) -> None:
         """Take back the TcsRecords of an enclave that is gone."""
-        self._tcs_free += self._tcs_of.pop(eid, [])
+        self._tcs_free += self._tcs_of.pop(eid, {}).values()

@@ -13,6 +13,7 @@ from typing import IO
 from softsgx.cpu.model import Model
 from softsgx.driver.platform import Platform
 from softsgx.driver.state import State
+from softsgx.run.host import require_host
 from softsgx.run.observe import Observer
 from softsgx.run.spawn import find_program, spawn
 from softsgx.run.supervisor import Supervisor, supervisor_signals
@@ -30,6 +31,15 @@ def xsave_sizes(vdso: VdsoImage, xcr0: int) -> dict[int, tuple[int, int]]:
     }
 
 
+def ignored_signals() -> int:
+    """Give the signals that this process was started with ignored; bit n - 1 is signal n."""
+    with open("/proc/self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"SigIgn:"):
+                return int(line.split()[1], 16)
+    return 0
+
+
 def run_program(
     argv: list[str],
     *,
@@ -39,7 +49,9 @@ def run_program(
     stats: bool = False,
 ) -> int:
     """Run a program and all its descendants; give the first one's wait status."""
+    require_host()
     program = find_program(argv[0])
+    ignored = ignored_signals()
     vdso = VdsoImage.load()
     xcr0 = vdso.native_xgetbv(0)
     observer = Observer(trace)
@@ -50,7 +62,9 @@ def run_program(
         # The terminal's own signals go to the program; the supervisor ends when it does.
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
-        status = Supervisor(platform, vdso, observer, xcr0).follow(pid, listener)
+        blocked = sum(1 << (number - 1) for number in mask)
+        supervisor = Supervisor(platform, vdso, observer, xcr0)
+        status = supervisor.follow(pid, listener, blocked, ignored)
         if stats:
             sys.stderr.write(observer.report())
     return status
@@ -65,10 +79,8 @@ def exit_like(status: int) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.stdout.flush()
     sys.stderr.flush()
-    signal.signal(number, signal.SIG_DFL) if number not in (
-        signal.SIGKILL,
-        signal.SIGSTOP,
-    ) else None
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
     os.kill(os.getpid(), number)
     return 128 + number

@@ -19,6 +19,7 @@ _SYS_SECCOMP = 317
 _SECCOMP_SET_MODE_FILTER = 1
 _NEW_LISTENER = 1 << 3
 _WAIT_KILLABLE_RECV = 1 << 5
+_NUMBER = 8  # bytes of what the child says: its listener, or a negative errno
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -64,36 +65,46 @@ def spawn(program: str, argv: list[str], mask: set[int | signal.Signals]) -> tup
     os.close(go_read)
     os.close(said_write)
     try:
-        return pid, _seize(program, pid, go_write, said_read)
+        return pid, _seize(pid, go_write, said_read)
     finally:
         os.close(go_write)
         os.close(said_read)
 
 
-def _seize(program: str, pid: int, go: int, said: int) -> int:
+def _seize(pid: int, go: int, said: int) -> int:
     try:
         ptrace.seize(pid)
     except OSError as error:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        _end(pid)
+        if ptrace.traced():
+            raise SoftsgxError(
+                "softsgx run cannot itself be traced: not by gdb or strace, not by softsgx run"
+            ) from error
         raise SoftsgxError(
             f"this host forbids ptrace ({error.strerror}): `softsgx info` tells the fix"
         ) from error
     os.write(go, b"!")
-    number = os.read(said, 4)
-    if len(number) == 4:
-        listener = ptrace.pidfd_getfd(pid, int.from_bytes(number, "little"))
-        os.write(go, b"!")
-        return listener
-    what = os.read(said, 256).decode() or "the child ended early"
+    number = int.from_bytes(os.read(said, _NUMBER), "little", signed=True)
+    if number < 0:
+        what = os.strerror(-number)
+        _end(pid)
+        raise SoftsgxError(
+            f"this host forbids seccomp user notification ({what}): `softsgx info` tells the fix"
+        )
+    try:
+        listener = ptrace.pidfd_getfd(pid, number)
+    except OSError as error:
+        _end(pid)
+        raise SoftsgxError(
+            f"this host forbids pidfd_getfd ({error.strerror}): `softsgx info` tells the fix"
+        ) from error
+    os.write(go, b"!")
+    return listener
+
+
+def _end(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, ptrace.WALL)
-    raise SoftsgxError(f"cannot start {program}: {what}")
-
-
-def _complain(said: int, what: str) -> NoReturn:
-    os.write(said, b"!")
-    os.write(said, what.encode())
-    os._exit(125)
 
 
 def _child(
@@ -105,23 +116,25 @@ def _child(
     fprog: ctypes.Array[ctypes.c_char],
 ) -> NoReturn:
     try:
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+        # Python ignores these two, and what is ignored stays so over an exec.
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         environment = dict(os.environ)
         os.read(go, 1)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-            _complain(said, "no_new_privs was refused")
+            os.write(said, (-ctypes.get_errno()).to_bytes(_NUMBER, "little", signed=True))
+            os._exit(125)
         listener = -1
         for flags in (_NEW_LISTENER | _WAIT_KILLABLE_RECV, _NEW_LISTENER):
             listener = _libc.syscall(_SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, fprog)
             if listener >= 0:
                 break
         if listener < 0:
-            code = os.strerror(ctypes.get_errno())
-            _complain(said, f"this host forbids seccomp notification ({code})")
-        os.write(said, listener.to_bytes(4, "little"))
-        os.read(go, 1)
+            listener = -ctypes.get_errno()
+        os.write(said, listener.to_bytes(_NUMBER, "little", signed=True))
+        if not os.read(go, 1):
+            os._exit(125)
         os.execve(program, argv, environment)
     except OSError as error:
         # The message goes where the program's own complaint would have gone.

@@ -9,6 +9,7 @@ whoever does it, in the order tracee, enclave, EPC.
 """
 
 import ctypes
+import fcntl
 import os
 import signal
 import struct
@@ -19,14 +20,14 @@ from greenlet import greenlet
 from softsgx.driver.driver import ENCLAVE, LINKS, NODES, EnclaveFile
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
-from softsgx.run.device import DeviceCalls, DeviceFiles
+from softsgx.run.device import DeviceCalls, DeviceFiles, Refused
 from softsgx.run.keeper import Keeper
 from softsgx.run.notification import Listener
 from softsgx.run.paths import PathCalls
 from softsgx.run.program import Programs
 from softsgx.run.ptrace import TraceeGone
 from softsgx.run.records import RecordTable
-from softsgx.run.tracee import Mm, Process, Tracee, handler_of
+from softsgx.run.tracee import IGNORE, Mm, Process, Tracee, handler_of
 from softsgx.run.traps import Traps
 from softsgx.run.waiting import Waiter
 
@@ -68,6 +69,30 @@ def read_signal(fd: int) -> int:
     return number
 
 
+def is_last(lease: int) -> bool:
+    """Tell whether an open file is the only one of its inode but the driver's own."""
+    try:
+        fcntl.fcntl(lease, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError:
+        return False
+    fcntl.fcntl(lease, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return True
+
+
+def clone_flags(tracee: Tracee, tid: int) -> int:
+    """Give the CLONE_ flags of the call by which the stopped thread made thread `tid`."""
+    regs = tracee.load_regs()
+    if tracee.mm.gadget and regs.orig_rax == n.SYS_CLONE:
+        return regs.rdi
+    if tracee.mm.gadget and regs.orig_rax == n.SYS_CLONE3:
+        return int.from_bytes(tracee.mm.read(regs.rdi, 8), "little")
+    if tracee.mm.gadget and regs.orig_rax == n.SYS_VFORK:
+        return n.CLONE_VM
+    # A 32-bit or unreadable program, which has nothing of ours: a thread, or not.
+    known = os.path.exists(f"/proc/{tracee.process.pid}/task/{tid}")
+    return n.CLONE_THREAD | n.CLONE_VM if known else 0
+
+
 class Supervisor:
     """Follows a process tree until its last thread has ended."""
 
@@ -77,7 +102,8 @@ class Supervisor:
         self._platform = platform
         self._observer = observer
         self._files = DeviceFiles()
-        self._watched: dict[int, EnclaveFile | ProvisionFile] = {}
+        self._watched: dict[int, tuple[EnclaveFile | ProvisionFile, int]] = {}
+        self._doomed: list[EnclaveFile | ProvisionFile] = []
         self._keeper = Keeper()
         self._records = RecordTable()
         platform.processor.tcs_records = self._records.tcs
@@ -100,11 +126,16 @@ class Supervisor:
 
     # -- the loop ---------------------------------------------------------------------------
 
-    def follow(self, pid: int, listener_fd: int) -> int:
-        """Follow the program until it and all its descendants have ended; give its wait status."""
+    def follow(self, pid: int, listener_fd: int, mask: int, ignored: int) -> int:
+        """Follow the program until it and all its descendants have ended; give its wait status.
+
+        `mask` and `ignored` are the signals that it was started with blocked and ignored.
+        """
         listener = Listener(listener_fd)
         self._first = pid
-        self._enter(pid, Process(pid, Mm(pid), {}))
+        actions = {s: IGNORE for s in n.FAULT_SIGNALS if ignored >> (s - 1) & 1}
+        tracee = self._enter(pid, Process(pid, Mm(pid), actions))
+        tracee.checked_mask = mask
         waiter = Waiter(self._child, (self._signals, listener.fd, self._inotify))
         try:
             while self._tracees:
@@ -168,7 +199,7 @@ class Supervisor:
 
     # -- device files -----------------------------------------------------------------------
 
-    def _open_node(self, node: str, flags: int) -> "tuple[int, EnclaveFile | ProvisionFile]":
+    def _open_node(self, tracee: Tracee, node: str, flags: int) -> int:
         driver = self._platform.driver
         file: EnclaveFile | ProvisionFile
         if node == ENCLAVE:
@@ -178,12 +209,17 @@ class Supervisor:
             file = driver.open_provision()
             fd = os.memfd_create("sgx_provision", os.MFD_CLOEXEC)
         self._files.add(fd, file)
-        # One IN_CLOSE at the last reference, mappings and passed descriptors included: the
-        # kernel's release. The driver's own descriptor is another open file and was open before.
-        path = f"/proc/self/fd/{fd}".encode()
-        watch = _libc.inotify_add_watch(self._inotify, path, _IN_CLOSE)
-        self._watched[watch] = file
-        return fd, file
+        # IN_CLOSE comes at the last reference to an open file, mappings and passed descriptors
+        # included: the kernel's release. The lease tells whether it was the last open file.
+        path = f"/proc/self/fd/{fd}"
+        lease = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        watch = _libc.inotify_add_watch(self._inotify, path.encode(), _IN_CLOSE)
+        self._watched[watch] = file, lease
+        if not tracee.process.filtered and not tracee.process.interrupted:
+            # It stops where its open returns, and the second filter is put in place there.
+            tracee.process.interrupted = True
+            ptrace.interrupt(tracee.tid)
+        return fd
 
     def _on_release(self) -> None:
         try:
@@ -194,19 +230,34 @@ class Supervisor:
         while at < len(events):
             watch, _, _, length = struct.unpack_from("<iIII", events, at)
             at += 16 + length
-            file = self._watched.pop(watch, None)
-            if file is not None:
-                self._files.remove(file)
+            file, lease = self._watched.get(watch, (None, -1))
+            if file is not None and is_last(lease):
+                del self._watched[watch]
+                os.close(lease)
                 _libc.inotify_rm_watch(self._inotify, watch)
+                self._files.remove(file)
                 self._release(file)
 
     def _release(self, file: "EnclaveFile | ProvisionFile") -> None:
+        if any(tracee.inside and self._uses(tracee, file) for tracee in self._tracees.values()):
+            # Its threads are killed already, but their ends have not been told yet.
+            self._doomed.append(file)
+            return
         eid = 0
         if isinstance(file, EnclaveFile) and file.encl.secs_page is not None:
             secs = self._platform.processor.secs_of(file.encl.secs_page)
             eid = secs.eid if secs is not None else 0
         file.release()
         self._records.give_back_enclave(eid)
+
+    @staticmethod
+    def _uses(tracee: Tracee, file: "EnclaveFile | ProvisionFile") -> bool:
+        thread = tracee.lp.thread if tracee.lp is not None else None
+        return (
+            thread is not None
+            and isinstance(file, EnclaveFile)
+            and thread.secs.elrange is file.elrange
+        )
 
     # -- the life of a thread -----------------------------------------------------------------
 
@@ -224,6 +275,9 @@ class Supervisor:
                 self._on_stop(tracee, tracee.status)
             except TraceeGone:
                 pass  # its exit status is on the way, or here
+            except Refused as refused:
+                self._observer.warn(f"{refused}; it is killed")
+                ptrace.tgkill(tracee.process.pid, tracee.tid, signal.SIGKILL)
             except Exception:  # noqa: BLE001  (one thread's misfortune is not the others')
                 self._observer.internal_error(tracee)
                 ptrace.tgkill(tracee.process.pid, tracee.tid, signal.SIGKILL)
@@ -246,6 +300,9 @@ class Supervisor:
             self._platform.processor.thread_gone(tracee.lp)
             self._records.give_back_thread(tracee.record_slot)
             tracee.lp = None
+            doomed, self._doomed = self._doomed, []
+            for file in doomed:
+                self._release(file)
 
     def _on_stop(self, tracee: Tracee, status: int) -> None:
         number = (status >> 8) & 0xFF
@@ -275,10 +332,12 @@ class Supervisor:
                 self._on_mmap(tracee)
             case n.SYS_MUNMAP:
                 self._device.munmap(tracee)
-            case n.SYS_MPROTECT:
+            case n.SYS_MPROTECT | n.SYS_PKEY_MPROTECT:
                 self._device.mprotect(tracee)
             case n.SYS_MREMAP:
                 self._device.mremap(tracee)
+            case n.SYS_REMAP_FILE_PAGES:
+                self._device.remap_file_pages(tracee)
             case n.SYS_MADVISE:
                 self._device.madvise(tracee)
             case n.SYS_RT_SIGACTION:
@@ -293,28 +352,17 @@ class Supervisor:
 
     def _on_mmap(self, tracee: Tracee) -> None:
         regs = tracee.regs
-        if self._device.mmap(tracee) is not None:
+        if self._device.mmap(tracee) is not None or self._device.mmap_over(tracee):
             return
-        if tracee.mm.enclaves is not None and regs.r10 & n.MAP_FIXED:
-            self._device.mmap_over(tracee)
-        elif regs.rdx & n.PROT_EXEC and not regs.r10 & n.MAP_ANONYMOUS:
+        if regs.rdx & n.PROT_EXEC and not regs.r10 & n.MAP_ANONYMOUS:
             self._programs.map_executable(tracee)
         else:
             ptrace.cont(tracee.tid)
 
     def _on_clone(self, tracee: Tracee) -> None:
         tid = ptrace.event_message(tracee.tid)
-        regs = tracee.load_regs()
         process = tracee.process
-        match regs.orig_rax:
-            case n.SYS_CLONE:
-                flags = regs.rdi
-            case n.SYS_CLONE3:
-                flags = int.from_bytes(tracee.mm.read(regs.rdi, 8), "little")
-            case n.SYS_VFORK:
-                flags = n.CLONE_VM
-            case _:
-                flags = 0
+        flags = clone_flags(tracee, tid)
         child = process
         enclaves = None
         if not flags & n.CLONE_THREAD:
@@ -326,13 +374,16 @@ class Supervisor:
                 enclaves = process.mm.enclaves.fork()
                 mm.enclaves = enclaves
             child = process.fork(tid, mm)
-        self._enter(tid, child)
+        self._enter(tid, child).checked_mask = tracee.checked_mask
         ptrace.cont(tracee.tid)
         status = self._early.pop(tid, None)
         if status is not None:
             self._ready.append((tid, status))
 
     def _on_first_stop(self, tracee: Tracee) -> None:
+        if tracee.process.interrupted and not tracee.process.filtered:
+            self._device.watch_mappings(tracee)
+            return
         enclaves = tracee.mm.enclaves
         if enclaves is not None and not enclaves.watched and len(enclaves):
             # A forked child: its mappings must be watched before it runs.
@@ -352,6 +403,5 @@ class Supervisor:
                 del self._tracees[other.tid]
                 process.threads -= 1
         self._leave_enclave(tracee)
-        tracee.checked_mask = None
         process.exec()
         self._programs.exec(tracee)

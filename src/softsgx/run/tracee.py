@@ -46,7 +46,12 @@ class Mm:
     """An address space (the kernel's mm_struct), shared by threads and by a vfork's child."""
 
     def __init__(self, pid: int) -> None:
-        self.mem = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        # A binary that its user may execute but not read keeps its memory closed, and a child
+        # that could not execute is gone already.
+        try:
+            self.mem = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            self.mem = -1
         self.users = 0
         self.gadget = 0  # where GADGET stands; 0 until the exec stop has placed it
         self.scratch = 0  # a readable page beside it for what an injected call reads
@@ -74,7 +79,13 @@ class Mm:
         if not self.users:
             if self.enclaves is not None:
                 self.enclaves.close()
-            os.close(self.mem)
+            if self.reachable:
+                os.close(self.mem)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the program's memory can be read and written."""
+        return self.mem >= 0
 
     @contextmanager
     def scratch_for(self, data: bytes) -> Iterator[int]:
@@ -124,6 +135,7 @@ class Process:
         # struct kernel_sigaction of each fault signal that the program has set; else default.
         self.actions = actions
         self.filtered = False  # the second filter is in place
+        self.interrupted = False  # a thread of it has been stopped to put the filter in place
 
     def fork(self, pid: int, mm: Mm) -> "Process":
         """Make the child's record."""
@@ -138,6 +150,10 @@ class Process:
         self.mm.users = 1
         old.drop()
         self.actions = {s: a for s, a in self.actions.items() if handler_of(a) == signal.SIG_IGN}
+
+
+# struct kernel_sigaction of an ignored signal.
+IGNORE = struct.pack("<QQQQ", signal.SIG_IGN, 0, 0, 0)
 
 
 def handler_of(action: bytes | None) -> int:

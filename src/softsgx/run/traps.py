@@ -60,6 +60,7 @@ _SIGINFO_HEAD = struct.Struct("<iii4xQ")  # si_signo, si_errno, si_code, si_addr
 _ELRANGE_BASE = ThreadRecord.OFFSETS["elrange_base"] // 8
 _ELRANGE_SIZE = ThreadRecord.OFFSETS["elrange_size"] // 8
 _AEP = ThreadRecord.OFFSETS["aep"] // 8
+_TCS_RECORD = ThreadRecord.OFFSETS["tcs_record"] // 8
 _TID = ThreadRecord.OFFSETS["tid"]
 
 
@@ -187,6 +188,7 @@ class Traps:
         tracee.trapped = True
         if lp.inside:
             if not was_inside:
+                self._point_to_tcs(tracee, lp)
                 self._unforce(tracee, signal)
                 mask = tracee.checked_mask or 0
                 tracee.sigmask = mask
@@ -212,6 +214,12 @@ class Traps:
             load_xsave=lambda: ptrace.get_xstate(tid),
             store_xsave=lambda image: ptrace.set_xstate(tid, image),
         )
+
+    def _point_to_tcs(self, tracee: Tracee, lp: LogicalProcessor) -> None:
+        thread = lp.thread
+        if thread is not None and tracee.mm.records:
+            offset = self._records.tcs_offset(thread.secs.eid, thread.linaddr)
+            lp.quads[_TCS_RECORD] = tracee.mm.records + offset if offset else 0
 
     def _fault_inside(self, tracee: Tracee, fault: Fault) -> None:
         event = Event(fault.vector, fault.error_code, fault.address or 0)

@@ -84,6 +84,10 @@ class ProgramMemory:
 
     def fill(self, elrange: "Elrange", destination: int, source: int, length: int) -> int:
         """Copy user memory into the enclave's pages; give the bytes copied before a bad one."""
+        mm = self._tracee.mm
+        if mm.enclaves is not None and mm.enclaves.overlapping(source, source + length):
+            # VM_IO memory cannot be pinned: get_user_pages refuses it.
+            return 0
         if length <= _SMALL:
             data = self._read_present(source, length)
             if data is not None:
