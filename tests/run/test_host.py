@@ -4,14 +4,17 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from softsgx.errors import SoftsgxError
-from softsgx.run import host, numbers
+from softsgx.run import host, numbers, probes
 
 
 def by_name() -> dict[str, host.Probe]:
@@ -28,10 +31,10 @@ class Uname:
 
 
 def test_every_probe_has_a_name_of_its_own_and_a_purpose() -> None:
-    probes = host.probe_host()
-    assert len({probe.name for probe in probes}) == len(probes)
-    assert all(probe.purpose and probe.value for probe in probes)
-    assert {probe.need for probe in probes} == {host.ESSENTIAL, host.USEFUL, host.INFORMATION}
+    found = host.probe_host()
+    assert len({probe.name for probe in found}) == len(found)
+    assert all(probe.purpose and probe.value for probe in found)
+    assert {probe.need for probe in found} == {host.ESSENTIAL, host.USEFUL, host.INFORMATION}
 
 
 def test_every_essential_that_can_be_missing_names_its_fix() -> None:
@@ -77,12 +80,12 @@ def test_the_probes_work_beside_other_threads() -> None:
 
 def test_pku_agrees_with_cpuinfo() -> None:
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\nflags", 1)[1].split("\n")[0]
-    assert host.protection_keys().ok == ("ospke" in flags.split())
+    assert probes.protection_keys().ok == ("ospke" in flags.split())
 
 
 def test_fsgsbase_agrees_with_cpuinfo() -> None:
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\nflags", 1)[1].split("\n")[0]
-    assert not host.fsgsbase().ok or "fsgsbase" in flags.split()
+    assert not probes.fsgsbase().ok or "fsgsbase" in flags.split()
 
 
 @pytest.mark.parametrize(
@@ -123,8 +126,25 @@ def test_the_kernel_floor_itself_is_accepted(monkeypatch: pytest.MonkeyPatch) ->
     host.require_host()
 
 
+def test_asking_at_every_start_costs_less_than_a_millisecond() -> None:
+    costs = []
+    for _ in range(20):
+        begin = time.perf_counter()
+        host.require_host()
+        costs.append(time.perf_counter() - begin)
+    assert min(costs) < 0.001
+
+
+def test_asking_at_every_start_imports_no_probe() -> None:
+    script = (
+        "import sys; from softsgx.run.host import require_host; require_host(); "
+        "sys.exit(any(name in sys.modules for name in ('ctypes', 'softsgx.run.probes')))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
 def refuse(number: int, error: int) -> Callable[..., int]:
-    real = host._call
+    real = probes._call
 
     def call(called: int, *arguments: int) -> int:
         if called == number:
@@ -135,23 +155,73 @@ def refuse(number: int, error: int) -> Callable[..., int]:
 
 
 def test_a_sandbox_without_userfaultfd_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "_call", refuse(numbers.SYS_USERFAULTFD, errno.EPERM))
-    probes = {probe.name: probe for probe in host.userfaultfd()}
-    assert not any(probe.ok for probe in probes.values())
-    assert "container" in probes["userfaultfd"].fix
+    monkeypatch.setattr(probes, "_call", refuse(numbers.SYS_USERFAULTFD, errno.EPERM))
+    found = {probe.name: probe for probe in probes.userfaultfd()}
+    assert not any(probe.ok for probe in found.values())
+    assert "container" in found["userfaultfd"].fix
+
+
+# A sandbox as a container has it: a filter that refuses one system call with EPERM.
+SANDBOX = """
+import ctypes, struct, sys
+from softsgx.run import probes
+refused, probe = int(sys.argv[1]), sys.argv[2]
+code = struct.pack("<HBBI", 0x20, 0, 0, 0)
+code += struct.pack("<HBBI", 0x15, 0, 1, refused)
+code += struct.pack("<HBBI", 0x06, 0, 0, 0x00050001)
+code += struct.pack("<HBBI", 0x06, 0, 0, 0x7FFF0000)
+buffer = ctypes.create_string_buffer(code, len(code))
+fprog = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", 4, ctypes.addressof(buffer)))
+assert probes._libc.prctl(38, 1, 0, 0, 0) == 0
+assert probes._libc.prctl(22, 2, fprog, 0, 0) == 0
+found = getattr(probes, probe)()
+print(int(found.ok), found.name, found.value, found.fix, sep="|")
+"""
+
+
+@pytest.mark.parametrize(
+    ("refused", "probe", "fix"),
+    [
+        (434, "pidfd_getfd", "allow pidfd_open and pidfd_getfd"),
+        (438, "pidfd_getfd", "--cap-add SYS_PTRACE"),
+        (310, "process_vm", "allow process_vm_readv and process_vm_writev"),
+        (311, "process_vm", "allow process_vm_readv and process_vm_writev"),
+        (101, "ptrace", "--cap-add SYS_PTRACE"),
+    ],
+)
+def test_what_a_sandbox_refuses_is_found_with_its_fix(refused: int, probe: str, fix: str) -> None:
+    command = [sys.executable, "-c", SANDBOX, str(refused), probe]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    ok, _, value, said = done.stdout.strip().split("|")
+    assert (ok, value) == ("0", "refused: Operation not permitted")
+    assert fix in said or "ptrace_scope" in said
+
+
+@pytest.mark.parametrize("probe", ["pidfd_getfd", "process_vm", "ptrace"])
+def test_without_that_refusal_the_same_probe_works(probe: str) -> None:
+    # 999 is no system call: the sandbox refuses nothing.
+    command = [sys.executable, "-c", SANDBOX, "999", probe]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("1|"), done.stdout
+
+
+def test_only_what_a_run_can_do_without_is_not_essential() -> None:
+    needs = {probe.name: probe.need for probe in host.probe_host()}
+    assert needs["pidfd_getfd"] == host.ESSENTIAL
+    assert needs["process_vm_readv"] == host.USEFUL
 
 
 def test_a_second_listener_is_told_from_a_forbidden_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "_call", refuse(numbers.SYS_SECCOMP, errno.EBUSY))
-    probe = host.seccomp()[0]
+    monkeypatch.setattr(probes, "_call", refuse(numbers.SYS_SECCOMP, errno.EBUSY))
+    probe = probes.seccomp()[0]
     assert not probe.ok
     assert "outside of the other program" in probe.fix
 
 
 def test_a_memfd_that_may_not_be_executable_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "_call", refuse(319, errno.EACCES))
-    monkeypatch.setattr(host, "_sysctl", lambda _: 2)
-    probe = host.executable_memfd()
+    monkeypatch.setattr(probes, "_call", refuse(319, errno.EACCES))
+    monkeypatch.setattr(probes, "_sysctl", lambda _: 2)
+    probe = probes.executable_memfd()
     assert not probe.ok
     assert "vm.memfd_noexec" in probe.fix
 
@@ -161,4 +231,4 @@ def test_a_child_that_is_killed_for_a_call_counts_as_refused() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         return 0
 
-    assert host._in_child(killed) == errno.EPERM
+    assert probes._in_child(killed) == errno.EPERM
