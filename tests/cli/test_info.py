@@ -1,19 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """`softsgx info`: what it says is what the processor and the probes say."""
 
+import errno
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from softsgx import cli
+from softsgx.arch import ioctl
+from softsgx.arch.attributes import ATTRIBUTE_AEXNOTIFY, ATTRIBUTE_CET, ATTRIBUTE_MODE64BIT
 from softsgx.arch.leaves import Encls, Enclu
+from softsgx.arch.structures import Secs
 from softsgx.cli import info
 from softsgx.cpu.encls import encls
 from softsgx.cpu.identity import Identity
 from softsgx.cpu.memory import HeldMemory
 from softsgx.cpu.model import Model
 from softsgx.cpu.processor import Processor
-from softsgx.errors import Fault
+from softsgx.driver import vma
+from softsgx.driver.driver import NODES
+from softsgx.driver.local import LocalEnclave
+from softsgx.driver.platform import Platform
+from softsgx.driver.state import State
+from softsgx.errors import DriverError, Fault
 from softsgx.run import host
 
 
@@ -38,6 +49,61 @@ def test_an_encls_leaf_is_listed_as_not_modelled_if_and_only_if_it_is_refused() 
 def test_every_enclu_leaf_beyond_eexit_is_listed_as_not_modelled() -> None:
     listed = {name for names in info.ENCLU_NOT_MODELLED.values() for name in names}
     assert listed == {leaf.name for leaf in Enclu if leaf > Enclu.EEXIT}
+
+
+def told(name: str) -> str:
+    return dict(info.not_modelled())[name]
+
+
+@contextmanager
+def created(attributes: int, pages: int = 256) -> Iterator[LocalEnclave]:
+    with Platform(epc=pages << 12, state=State.temporary()) as platform:
+        enclave = platform.open_enclave()
+        secs = Secs.blank().replace(
+            size=1 << 22, baseaddr=1 << 46, ssaframesize=1, attributes=attributes, xfrm=3
+        )
+        enclave.create(secs.encode())
+        yield enclave
+
+
+@pytest.mark.parametrize("name", ["RESTRICT_PERMISSIONS", "MODIFY_TYPES", "REMOVE_PAGES"])
+def test_the_sgx2_ioctls_give_what_is_told(name: str) -> None:
+    request = getattr(ioctl, f"SGX_IOC_ENCLAVE_{name}")
+    with created(ATTRIBUTE_MODE64BIT) as enclave, pytest.raises(DriverError) as refused:
+        enclave.file.ioctl(request, 0, enclave.task)
+    assert name in told("SGX2 ioctls")
+    assert told("SGX2 ioctls").endswith(f"give {errno.errorcode[refused.value.errno]}")
+
+
+@pytest.mark.parametrize("attribute", [ATTRIBUTE_AEXNOTIFY, ATTRIBUTE_CET])
+def test_create_refuses_what_is_not_claimed_as_told(attribute: int) -> None:
+    with pytest.raises(DriverError) as refused, created(ATTRIBUTE_MODE64BIT | attribute):
+        pass
+    assert f"CREATE gives {errno.errorcode[refused.value.errno]}" in told("AEX-Notify, CET")
+
+
+def test_an_epc_that_is_full_gives_what_is_told() -> None:
+    with pytest.raises(DriverError) as refused, created(ATTRIBUTE_MODE64BIT, pages=1):
+        pass
+    assert f"give {errno.errorcode[refused.value.errno]} when" in told("EPC paging")
+
+
+@pytest.mark.parametrize("advice", [vma.MADV_HWPOISON, vma.MADV_SOFT_OFFLINE])
+def test_poisoning_gives_what_is_told(advice: int) -> None:
+    with pytest.raises(DriverError) as refused:
+        vma.check_madvise(advice, 3)
+    assert told("poisoning enclave pages").endswith(errno.errorcode[refused.value.errno])
+
+
+def test_a_move_by_mremap_gives_what_is_told() -> None:
+    with pytest.raises(DriverError) as refused:
+        vma.check_mremap(4096, 4096, vma.MREMAP_FIXED)
+    assert told("mremap that moves enclave memory") == errno.errorcode[refused.value.errno]
+
+
+def test_there_is_no_virtual_epc() -> None:
+    assert "there is no /dev/sgx_vepc" in told("ENCLV, virtual EPC")
+    assert "/dev/sgx_vepc" not in NODES
 
 
 def test_json_tells_the_host_the_claims_and_what_is_missing(

@@ -29,18 +29,22 @@ ENCLU_NOT_MODELLED = {
 }
 # What else differs from silicon: name, and what happens instead.
 NOT_MODELLED = (
-    ("EPC paging", "nothing is evicted: ADD_PAGES fails with ENOMEM when the EPC is full"),
-    ("SGX2 ioctls", "EDMM's RESTRICT_PERMISSIONS, MODIFY_TYPES and REMOVE_PAGES give ENOTTY"),
-    ("AEX-Notify, CET", "not claimed, and refused in SECS and SIGSTRUCT"),
+    ("EPC paging", "nothing is evicted: CREATE and ADD_PAGES give ENOMEM when the EPC is full"),
+    ("SGX2 ioctls", "RESTRICT_PERMISSIONS, MODIFY_TYPES and REMOVE_PAGES (EDMM) give ENODEV"),
+    ("AEX-Notify, CET", "not claimed: CREATE gives EIO, and INIT gives EINVAL"),
     ("ENCLV, virtual EPC", "#UD; there is no /dev/sgx_vepc"),
-    ("the drivers dcap, v16 and isgx", "only the nodes of mainline Linux are there"),
+    ("the drivers dcap, v16 and isgx", "only the driver of mainline Linux is there"),
+    ("32-bit enclaves", "they can be built and measured; EENTER is #GP"),
+    ("32-bit host programs", "they run without SGX, with a warning"),
+    ("mremap that moves enclave memory", "EINVAL"),
+    ("poisoning enclave pages", "MADV_HWPOISON and MADV_SOFT_OFFLINE give EPERM"),
     (
         "provisioning and quoting",
         "no PCE, no QE, no certificate of Intel: nothing attests remotely",
     ),
-    ("isolation", "host code and its user can read and write enclave memory"),
-    ("the abort page", "a system call given enclave memory sees it, or EFAULT, instead of FF"),
-    ("32-bit host programs", "they run, but see no SGX"),
+    ("isolation", "host code and its user can read and write enclave memory, the TCS excepted"),
+    ("the abort page", "who reads enclave memory sees it, and SIGBUS or EFAULT where no page is"),
+    ("encrypted memory", "enclave memory is ordinary memory of the program"),
     ("CPUID outside of functions of program files", "generated code sees the host's CPUID"),
     (
         "instructions that are #UD inside",
@@ -48,6 +52,8 @@ NOT_MODELLED = (
     ),
     ("XCR0 inside", "stays the host's: XGETBV tells it, and a smaller XFRM does not disable AVX"),
     ("fetching outside ELRANGE", "enclave code that jumps out runs on, until its next trap"),
+    ("AEX by the machine's interrupts", "only signals and exceptions cause one"),
+    ("debugging inside", "INT3 and single steps are #UD; ptrace has one tracer, which is softsgx"),
 )
 
 _LEAF_SGX = 0x12
