@@ -6,6 +6,7 @@ reads and writes here is what the enclave's own code sees there; an absent page 
 """
 
 import ctypes
+import fcntl
 import os
 
 # One page-table root spans this much user address space (x86-64, four levels).
@@ -24,9 +25,12 @@ class MemfdElrange:
     """cpu's Elrange over a sparse memfd, 2^47 bytes long; ``fd`` is the driver's own descriptor."""
 
     def __init__(self) -> None:
-        self.fd = os.memfd_create("sgx_enclave", os.MFD_CLOEXEC)
+        self.fd = os.memfd_create("sgx_enclave", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, ELRANGE_SIZE)
+            # A device node has no size for the program to change.
+            seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
         except OSError:
             os.close(self.fd)
             raise

@@ -44,7 +44,13 @@ if TYPE_CHECKING:
 ENCLU = b"\x0f\x01\xd7"
 UD2 = b"\x0f\x0b"
 _CPUID = b"\x0f\xa2"
-_INT_N = 0xCD
+# INT n; IN, OUT, INS, OUTS in all their forms.
+_UD_OPCODES = frozenset(
+    bytes([op]) for op in (0xCD, *range(0xE4, 0xE8), *range(0xEC, 0xF0), *range(0x6C, 0x70))
+)
+_RDPMC = b"\x0f\x33"
+_PREFIXES = bytes((0x66, 0x67, 0xF2, 0xF3, 0x2E, 0x36, 0x3E, 0x26, 0x64, 0x65, *range(0x40, 0x50)))
+_LONGEST = 15
 _INT3 = 0xCC
 _COMMON = (2, 4)  # EENTER, EEXIT
 _SIG_IGN = 1
@@ -56,6 +62,7 @@ _BUS_ADRALN = 1
 _FPE_INTDIV = 1
 _FSW_ES = 0x80
 _PAGE_MASK = ~0xFFF
+_ALL = (1 << 64) - 1
 _SIGINFO_HEAD = struct.Struct("<iii4xQ")  # si_signo, si_errno, si_code, si_addr
 _ELRANGE_BASE = ThreadRecord.OFFSETS["elrange_base"] // 8
 _ELRANGE_SIZE = ThreadRecord.OFFSETS["elrange_size"] // 8
@@ -82,6 +89,12 @@ def _in_elrange(lp: LogicalProcessor, address: int) -> bool:
     base: int = lp.quads[_ELRANGE_BASE]
     size: int = lp.quads[_ELRANGE_SIZE]
     return base <= address < base + size
+
+
+def _illegal_inside(code: bytes) -> bool:
+    """Tell whether an instruction that is #GP to a program is #UD inside (SDM 38.6.1)."""
+    opcode = code.lstrip(_PREFIXES)
+    return opcode[:1] in _UD_OPCODES or opcode[:2] == _RDPMC
 
 
 class Traps:
@@ -141,10 +154,12 @@ class Traps:
         if not tracee.inside:
             ptrace.cont(tracee.tid, signal)
             return
+        if handler_of(tracee.process.actions.get(signal)) == _SIG_IGN:
+            tracee.fault_reset |= _bit(signal)
         event, signal, info = self._classify(tracee, signal, code, address)
         at_vdso = self._exit_asynchronously(tracee, event) == tracee.mm.aep and tracee.mm.aep
         if at_vdso and event.vector not in (VECTOR_DB, VECTOR_BP):
-            self._fix_up(tracee, event.vector or 0, event.error_code, event.address)
+            self._fix_up(tracee, event.vector or 0, event.error_code, event.address, True)
             self._resume(tracee)
         else:
             self._deliver(tracee, signal, info)
@@ -225,14 +240,14 @@ class Traps:
         event = Event(fault.vector, fault.error_code, fault.address or 0)
         aep = self._exit_asynchronously(tracee, event)
         if aep == tracee.mm.aep:
-            self._fix_up(tracee, fault.vector, fault.error_code, fault.address or 0)
+            self._fix_up(tracee, fault.vector, fault.error_code, fault.address or 0, True)
             self._resume(tracee)
         else:
             self._deliver(tracee, *self._as_signal(fault, aep))
 
     def _fault_outside(self, tracee: Tracee, fault: Fault, rip: int) -> None:
         if rip == tracee.mm.aep:
-            self._fix_up(tracee, fault.vector, fault.error_code, fault.address or 0)
+            self._fix_up(tracee, fault.vector, fault.error_code, fault.address or 0, False)
             self._resume(tracee)
         else:
             self._deliver(tracee, *self._as_signal(fault, rip))
@@ -252,13 +267,16 @@ class Traps:
                 return n.SIGSEGV, _siginfo(n.SIGSEGV, _SI_KERNEL, 0)
 
     @staticmethod
-    def _fix_up(tracee: Tracee, vector: int, error_code: int, address: int) -> None:
+    def _fix_up(tracee: Tracee, vector: int, error_code: int, address: int, aex_made: bool) -> None:
         # arch/x86/entry/vdso/extable.c: the fault becomes an exception return of the vDSO call.
         regs = tracee.regs
         regs.rip = tracee.mm.handle_exception
         regs.rdi = vector
         regs.rsi = error_code
-        regs.rdx = address if vector == VECTOR_PF else 0
+        # An AEX clears the low 12 bits of CR2; an EENTER that faults has not been inside.
+        regs.rdx = 0
+        if vector == VECTOR_PF:
+            regs.rdx = address & _PAGE_MASK if aex_made else address
 
     # -- AEX --------------------------------------------------------------------------------
 
@@ -290,7 +308,7 @@ class Traps:
         aep = lp.quads[_AEP]
         illegal = n.SIGILL, _siginfo(n.SIGILL, _ILL_ILLOPN, aep)
         if signal == n.SIGSEGV and code == _SI_KERNEL:
-            if tracee.mm.read(regs.rip, 1) == bytes([_INT_N]):
+            if _illegal_inside(tracee.mm.read(regs.rip, _LONGEST)):
                 return Event(VECTOR_UD, 0, 0), *illegal
             return Event(VECTOR_GP, 0, 0), n.SIGSEGV, _siginfo(n.SIGSEGV, _SI_KERNEL, 0)
         if signal == n.SIGSEGV or (signal == n.SIGBUS and code != _BUS_ADRALN):
@@ -327,7 +345,7 @@ class Traps:
             error_code |= PFEC_W
         vma = tracee.mm.enclaves.find(address) if tracee.mm.enclaves else None
         if vma is None:
-            if code == _SEGV_ACCERR:
+            if code == _SEGV_ACCERR and self._mapped(tracee, address):
                 error_code |= PFEC_P
             return signal, code, error_code
         wanted = n.PROT_EXEC if fetch else n.PROT_WRITE if error_code & PFEC_W else n.PROT_READ
@@ -339,6 +357,20 @@ class Traps:
         if vma.file.encl.load_page_in_vma(address, vma.prot) is not None:
             return n.SIGBUS, 2, error_code
         return n.SIGSEGV, _SEGV_ACCERR, error_code | PFEC_P | PFEC_SGX
+
+    @staticmethod
+    def _mapped(tracee: Tracee, address: int) -> bool:
+        # Of memory outside any enclave: PROT_NONE leaves no page present for the processor.
+        try:
+            with open(f"/proc/{tracee.tid}/maps", "rb") as maps:
+                for line in maps:
+                    span, permissions, *_ = line.split(None, 2)
+                    low, _, high = span.partition(b"-")
+                    if int(low, 16) <= address < int(high, 16):
+                        return not permissions.startswith(b"---")
+        except OSError:
+            return True
+        return False
 
     @staticmethod
     def _writes(tracee: Tracee, address: int) -> bool:
@@ -404,28 +436,26 @@ class Traps:
 
     def _deliver(self, tracee: Tracee, signal: int, info: bytes) -> None:
         """Deliver a signal with the thread's registers as they are recorded."""
+        tid = tracee.tid
+        mask = ptrace.get_sigmask(tid)
+        handler = handler_of(tracee.process.actions.get(signal))
+        if _SIGINFO_HEAD.unpack_from(info)[2] > 0:
+            # kernel/signal.c, force_sig_info_to_task: a fault that is blocked or ignored takes
+            # the default action.
+            if handler and (mask & _bit(signal) or handler == _SIG_IGN):
+                default = bytes(32)
+                with tracee.injecting() as injector, tracee.mm.scratch_for(default) as at:
+                    injector.call(n.SYS_RT_SIGACTION, signal, at, 0, 8)
+                tracee.borrowed = True
+            mask &= ~_bit(signal)
         tracee.store_regs()
         if tracee.borrowed:
-            # An injected call has ended the signal-delivery stop: ask for another one.
+            # An injected call has ended the signal-delivery stop: ask for another one, before
+            # the thread's next instruction and before any other signal.
             tracee.borrowed = False
-            ptrace.tgkill(tracee.process.pid, tracee.tid, signal)
+            ptrace.set_sigmask(tid, ~_bit(signal) & _ALL)
+            ptrace.tgkill(tracee.process.pid, tid, signal)
             tracee.go_to_signal(signal)
-        code = _SIGINFO_HEAD.unpack_from(info)[2]
-        if code > 0 and ptrace.get_sigmask(tracee.tid) & _bit(signal):
-            self._force(tracee, signal)
-        ptrace.set_siginfo(tracee.tid, info)
-        ptrace.cont(tracee.tid, signal)
-
-    @staticmethod
-    def _force(tracee: Tracee, signal: int) -> None:
-        # kernel/signal.c, force_sig_info_to_task: a blocked fault takes the default action.
-        mask = ptrace.get_sigmask(tracee.tid)
-        if handler_of(tracee.process.actions.get(signal)):
-            default = bytes(32)
-            with tracee.injecting() as injector, tracee.mm.scratch_for(default) as at:
-                injector.call(n.SYS_RT_SIGACTION, signal, at, 0, 8)
-            ptrace.set_sigmask(tracee.tid, mask & ~_bit(signal))
-            ptrace.tgkill(tracee.process.pid, tracee.tid, signal)
-            tracee.go_to_signal(signal)
-        else:
-            ptrace.set_sigmask(tracee.tid, mask & ~_bit(signal))
+        ptrace.set_sigmask(tid, mask)
+        ptrace.set_siginfo(tid, info)
+        ptrace.cont(tid, signal)
