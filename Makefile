@@ -2,8 +2,9 @@
 # make setup     everything that the other targets need, in .venv (the second time is quick)
 # make demo      run an enclave program under softsgx
 # make test      the tests; make lint, make types: the other gates
-# make conformance   the Linux kernel's own SGX selftests, under softsgx
-# make bench NAME=...    one measurement, or all
+# make conformance   the Linux kernel's own SGX selftests, under softsgx; SOFTSGX_OFFLINE=1 allows
+#                    that they cannot be tried
+# make bench     all measurements; make bench NAME=...    one of them
 
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
@@ -63,11 +64,14 @@ types: setup
 
 conformance: setup
 	@PATH="$(BIN):$$PATH" bash conformance/run.sh; status=$$?; \
-	if test $$status -eq 77; then echo "conformance was not tried: what is missing is named above"; exit 0; fi; \
+	if test $$status -eq 77 && test "$$SOFTSGX_OFFLINE" = 1; then \
+	echo "conformance: passed over, for SOFTSGX_OFFLINE=1"; exit 0; fi; \
+	if test $$status -eq 77; then echo "conformance: SOFTSGX_OFFLINE=1 would pass over it" >&2; fi; \
 	exit $$status
 
+# A name that is given and empty is a mistake, which bench.py tells from none.
 bench: setup
-	PATH="$(BIN):$$PATH" $(BIN)/python bench/bench.py $(NAME)
+	PATH="$(BIN):$$PATH" $(BIN)/python bench/bench.py $(if $(filter-out undefined,$(origin NAME)),'$(NAME)')
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
