@@ -2,8 +2,10 @@
 """`softsgx run`: run a program that uses SGX, on a machine without it."""
 
 import argparse
+import gc
 import sys
 from contextlib import ExitStack
+from typing import IO
 
 from softsgx.errors import SoftsgxError
 
@@ -41,8 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _trace_file(path: str) -> IO[str]:
+    # Not by pathlib, which would cost every start 5 ms.
+    try:
+        return open(path, "w", buffering=1, encoding="utf-8")  # noqa: PTH123, SIM115
+    except OSError as error:
+        raise SoftsgxError(f"--trace {path}: {error.strerror}") from None
+
+
 def main(args: argparse.Namespace) -> int:
     """Run the program; the exit status, or the signal, is the program's."""
+    # A program waits for us to start: nothing of what is imported now becomes garbage.
+    gc.disable()
     from softsgx.driver.state import State  # noqa: PLC0415  (`softsgx run --help` needs none of it)
     from softsgx.run.session import exit_like, run_program  # noqa: PLC0415
     from softsgx.run.spawn import ProgramNotFound  # noqa: PLC0415
@@ -50,10 +62,7 @@ def main(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         trace = None
         if args.trace:
-            try:
-                trace = stack.enter_context(open(args.trace, "w", buffering=1, encoding="utf-8"))
-            except OSError as error:
-                raise SoftsgxError(f"--trace {args.trace}: {error.strerror}") from None
+            trace = stack.enter_context(_trace_file(args.trace))
         try:
             status = run_program(
                 [args.program, *args.args],

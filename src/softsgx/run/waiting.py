@@ -8,11 +8,11 @@ most of a trap costs. For that time the bell, a thread that polls the same descr
 out of wait4 by a signal. The bell touches nothing but the flag `_waiting`.
 """
 
+import _thread
 import ctypes
 import os
 import select
 import signal
-import threading
 import time
 
 from softsgx.run.ptrace import WALL
@@ -41,8 +41,8 @@ class Waiter:
         for fd in others:
             self._look.register(fd, select.EPOLLIN)
         self._waiting = False
-        self._bell: threading.Thread | None = None
-        self._main = threading.get_ident()
+        self._bell = False
+        self._main = _thread.get_ident()
 
     def close(self) -> None:
         """Stop waiting for good."""
@@ -55,7 +55,7 @@ class Waiter:
 
     def next_stop(self) -> tuple[int, int]:
         """Wait for the next stop or end; pid 0 where a descriptor wants attention first."""
-        if self._bell is None:
+        if not self._bell:
             self._start_bell()
         # What came before the flag is seen here; what comes after it rings.
         self._waiting = True
@@ -74,8 +74,9 @@ class Waiter:
 
     def _start_bell(self) -> None:
         signal.signal(_BELL, lambda *_: None)
-        self._bell = threading.Thread(target=self._ring, name="bell", daemon=True)
-        self._bell.start()
+        # The threading module would cost every start a millisecond.
+        self._bell = True
+        _thread.start_new_thread(self._ring, ())
 
     def _ring(self) -> None:
         poll = select.epoll()
