@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _trace_file(path: str) -> IO[str]:
     # Not by pathlib, which would cost every start 5 ms.
     try:
-        return open(path, "w", buffering=1, encoding="utf-8")  # noqa: PTH123, SIM115
+        return open(path, "w", buffering=1, encoding="utf-8")  # noqa: PTH123
     except OSError as error:
         raise SoftsgxError(f"--trace {path}: {error.strerror}") from None
 
