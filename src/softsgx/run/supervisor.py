@@ -207,7 +207,9 @@ class Supervisor:
             fd = enclave.elrange.reopen(flags)
         else:
             file = driver.open_provision()
-            fd = os.memfd_create("sgx_provision", os.MFD_CLOEXEC)
+            inode = os.memfd_create("sgx_provision", os.MFD_CLOEXEC)
+            fd = os.open(f"/proc/self/fd/{inode}", flags)
+            os.close(inode)
         self._files.add(fd, file)
         # IN_CLOSE comes at the last reference to an open file, mappings and passed descriptors
         # included: the kernel's release. The lease tells whether it was the last open file.
@@ -399,6 +401,7 @@ class Supervisor:
         for other in list(self._tracees.values()):
             if other.process is process and other is not tracee:
                 # exec took the other threads away without a word.
+                other.ended = True
                 self._leave_enclave(other)
                 del self._tracees[other.tid]
                 process.threads -= 1
