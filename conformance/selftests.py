@@ -121,7 +121,9 @@ def has_openssl_headers(environ: dict[str, str]) -> bool:
 
 def build_environment() -> dict[str, str]:
     """Return the environment to build in: OpenSSL is the system's, else one fetched aside."""
-    environ = dict(os.environ)
+    # The kernel's Makefile would take an outer `make conformance` for one of its own.
+    outer = {"MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "OUTPUT"}
+    environ = {name: value for name, value in os.environ.items() if name not in outer}
     if has_openssl_headers(environ):
         return environ
     print("conformance: libssl-dev is not installed; using a fetched copy", flush=True)
@@ -149,7 +151,7 @@ def build() -> None:
     log = CACHE / "build.log"
     with log.open("w") as output:
         made = subprocess.run(
-            ["make", "-C", SELFTESTS / "sgx"],
+            ["make", "-C", SELFTESTS / "sgx", f"OUTPUT={SELFTESTS / 'sgx'}"],
             env=build_environment(),
             stdout=output,
             stderr=subprocess.STDOUT,
