@@ -28,7 +28,7 @@ static uint32_t half(unsigned int offset)
 	return value;
 }
 
-/* Fault with op on this TCS; the handler notes the signal frame, the capturing AEP the registers. */
+/* Fault with op on this TCS: the handler notes the signal frame, the AEP then the registers. */
 static struct bare fault(const struct enclave *enclave, int index, struct op *op)
 {
 	struct bare bare = bare_record(EENTER, tcs(enclave, index), bare_capture, op);

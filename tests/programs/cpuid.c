@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What CPUID tells a program: SGX is there, the processor is the host's. ARGs: bytes of EPC, a library. */
+/* What CPUID tells a program: SGX is there, the processor is the host's. ARGs: EPC bytes, library. */
 #include "host.h"
 
 #include <cpuid.h>

@@ -109,15 +109,6 @@ static void spin(struct op *op)
 		asm volatile("pause");
 }
 
-static u64 sum(const u8 *bytes, u64 n)
-{
-	u64 total = 0;
-
-	for (u64 i = 0; i < n; i++)
-		total += ((volatile const u8 *)bytes)[i];
-	return total;
-}
-
 static void report(struct op *op)
 {
 	u64 flags;
@@ -223,9 +214,6 @@ void enclave_main(struct op *op, u64 *record)
 	case OP_JUMP:
 		((void (*)(void))op->a)();
 		op->out[0] = 1;
-		break;
-	case OP_SUM:
-		op->out[0] = sum((u8 *)op->a, op->b);
 		break;
 	}
 }

@@ -6,8 +6,9 @@
  *     PROGRAM ENCLAVE SIGSTRUCT [ARG...]
  *
  * prints a line "ok NAME" or "not ok NAME: REASON" for each thing it shows, "skip REASON" for what
- * this machine cannot show, and exits 0 when nothing failed. The reserve-and-trim, the order of the ioctls and the way the vDSO is found are those of
- * the usual loaders; nothing here knows what runs it.
+ * this machine cannot show, and exits 0 when nothing failed. The reserve-and-trim, the order of the
+ * ioctls and the way the vDSO is found are those of the usual loaders; nothing here knows what runs
+ * it.
  */
 #ifndef HOST_H
 #define HOST_H
@@ -51,7 +52,6 @@
 
 #define SECINFO_R 1UL
 #define SECINFO_W 2UL
-#define SECINFO_X 4UL
 #define SECINFO_TCS (1UL << 8)
 #define SECINFO_REG (2UL << 8)
 

@@ -21,18 +21,16 @@
 #define OP_FAULT_REGISTERS 11 /* load REG_PATTERN everywhere, fault by UD2 */
 #define OP_EXIT_REGISTERS 12  /* load REG_PATTERN, leave by EEXIT */
 #define OP_REPORT 13          /* EREPORT: TARGETINFO at a, REPORTDATA at b, REPORT to c */
-#define OP_KEY 14             /* EGETKEY: KEYREQUEST at a, key to b; out[0] = RAX, out[1] = RFLAGS */
+#define OP_KEY 14             /* EGETKEY: KEYREQUEST at a, key to b; out[] = RAX, RFLAGS */
 #define OP_SPIN 15            /* out[0] = 1, then until a byte at a is not zero */
 #define OP_WORK 16            /* out[0] = work(a): a mix through this thread's own stack */
 #define OP_MARKER 17          /* fill a page of the heap with words made from seed a */
 #define OP_REPORT_MISALIGNED 18 /* EREPORT with RBX off by 8: #GP at the ENCLU */
 #define OP_SET_REGISTER 19    /* the u64 at offset a of SSA[0].GPRSGX = b */
 #define OP_ENTER_INSIDE 20    /* EENTER from inside: #GP */
-#define OP_SUM 21             /* out[0] = the sum of b bytes at a */
-#define OP_LEAVE 22           /* on CSSA 1: let frame 0 leave, to where this entry leaves */
-#define OP_JUMP 23            /* call the address a */
+#define OP_LEAVE 21           /* on CSSA 1: let frame 0 leave, to where this entry leaves */
+#define OP_JUMP 22            /* call the address a */
 
-#define TCS_COUNT 9
 #define TCS_ONE_FRAME 8       /* index of the TCS with NSSA = 1; the others have 2 */
 
 /* Offsets into the record of an entry: u64 each. The enclave keeps it at GS, one for a CSSA. */
@@ -44,8 +42,6 @@
 #define ENTRY_RBP 5
 #define ENTRY_RSI 6
 #define ENTRY_RDI 7
-#define ENTRY_R8 8
-#define ENTRY_R15 15
 #define ENTRY_RFLAGS 16
 #define ENTRY_FSBASE 17
 #define ENTRY_GSBASE 18

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* EENTER writes the host's RSP and RBP to SSA[CSSA].GPRSGX.URSP and URBP, where runtimes read them. */
+/* EENTER writes the host's RSP and RBP to SSA[CSSA]'s URSP and URBP, where runtimes read them. */
 #include "host.h"
 
 #define URSP (GPRSGX + 144)
