@@ -108,6 +108,7 @@ def first_filter() -> bytes:
     _native_only(p)
     p.jump(_JEQ, n.SYS_MMAP, "mmap")
     p.jump(_JEQ, n.SYS_IOCTL, "ioctl")
+    p.jump(_JEQ, n.SYS_CLONE, "clone")
     p.jump(_JEQ, n.SYS_RT_SIGACTION, "sigaction")
     p.jump(_JEQ, n.SYS_RT_SIGRETURN, "sigreturn")
     for number in PATH_CALLS:
@@ -124,6 +125,10 @@ def first_filter() -> bytes:
     p.load(_low(1))
     p.mask(0xFF00)
     p.jump(_JEQ, _SGX_MAGIC << 8, "trace", "allow")
+    # A child that no tracer follows would have nobody to answer it.
+    p.label("clone")
+    p.load(_low(0))
+    p.jump(_JSET, n.CLONE_UNTRACED, "trace", "allow")
     # rt_sigaction that sets the action of a signal by which a processor fault is told.
     p.label("sigaction")
     p.load(_low(1))

@@ -342,6 +342,10 @@ class Supervisor:
                 self._device.remap_file_pages(tracee)
             case n.SYS_MADVISE:
                 self._device.madvise(tracee)
+            case n.SYS_CLONE:
+                regs.rdi &= ~n.CLONE_UNTRACED
+                tracee.store_regs()
+                ptrace.cont(tracee.tid)
             case n.SYS_RT_SIGACTION:
                 action = tracee.mm.read(regs.rsi, 32)
                 if len(action) == 32 and handler_of(action):
