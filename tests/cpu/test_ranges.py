@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """EADD of a range is the scalar leaves in a loop; any sequence of leaves keeps the EPCM sound."""
 
+import ctypes
+import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -207,11 +210,13 @@ def test_a_short_copy_leaves_no_part_of_the_page() -> None:
 class Scattered(HeldElrange):
     """An Elrange that offers scattered reads, as one over a file does."""
 
-    def readv(self, address: int, buffers: list[memoryview], /) -> None:
-        assert len(buffers) <= 1024
-        for buffer in buffers:
-            buffer[:] = self.read(address, len(buffer))
-            address += len(buffer)
+    def readv(self, address: int, iovec: int, count: int, /) -> int:
+        assert count <= 1024
+        done = 0
+        for place, length in struct.iter_unpack("<QQ", ctypes.string_at(iovec, 16 * count)):
+            ctypes.memmove(place, self.read(address + done, length), length)
+            done += length
+        return done
 
 
 @settings(max_examples=25)
@@ -224,7 +229,6 @@ def test_scattered_reads_measure_the_same(runs: list[tuple[int, bool]]) -> None:
         elrange.write(BASE + offset, data)
         hasher.add_pages(elrange, BASE, offset, 0x203, count)
         expected.add_pages(offset, 0x203, data, measured=True)
-        hasher.settle()
         elrange.write(BASE + offset, bytes(4096))
         if once_more:
             hasher.eadd(offset, 0x205)
@@ -234,16 +238,50 @@ def test_scattered_reads_measure_the_same(runs: list[tuple[int, bool]]) -> None:
     assert hasher.digest() == expected.digest()
 
 
-def test_a_failure_while_reading_is_raised_where_the_digest_is_wanted() -> None:
-    class Bad(Scattered):
-        def readv(self, _address: int, _buffers: list[memoryview], /) -> None:
-            raise OSError("no such page")
+class Bad(Scattered):
+    """Its second scattered read fails as the test says."""
 
+    def __init__(self, outcome: int | OSError) -> None:
+        super().__init__()
+        self.outcome = outcome
+        self.reads = 0
+
+    def readv(self, address: int, iovec: int, count: int, /) -> int:
+        self.reads += 1
+        if self.reads != 2:
+            return super().readv(address, iovec, count)
+        if isinstance(self.outcome, OSError):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.mark.parametrize("outcome", [OSError("no such page"), 4096])
+def test_a_failure_while_reading_ends_the_measurement(outcome: int | OSError) -> None:
     hasher = Hasher()
-    hasher.add_pages(Bad(), BASE, 0, 0x203, 64)
-    hasher.settle()
-    with pytest.raises(OSError, match="no such page"):
+    expected = "no such page" if isinstance(outcome, OSError) else "4096 bytes of"
+    with pytest.raises(OSError, match=expected):
+        hasher.add_pages(Bad(outcome), BASE, 0, 0x203, 4096)
+    with pytest.raises(OSError, match=expected):
         hasher.digest()
+    with pytest.raises(OSError, match=expected):
+        hasher.add_pages(Scattered(), BASE, 0, 0x203, 4096)
+
+
+def test_a_failure_while_hashing_is_raised_where_the_digest_is_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_measurement: Measurement, _stream: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(Measurement, "add_stream", fail)
+    hasher = Hasher()
+    # It may still be reading when the hashing fails.
+    with suppress(MemoryError):
+        hasher.add_pages(Scattered(), BASE, 0, 0x203, 1024)
+    with pytest.raises(MemoryError, match="no room"):
+        hasher.digest()
+    with pytest.raises(MemoryError, match="no room"):
+        hasher.eadd(0, 0x203)
 
 
 class Leaves(RuleBasedStateMachine):

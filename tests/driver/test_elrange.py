@@ -2,7 +2,9 @@
 import fcntl
 import mmap
 import os
+from array import array
 from collections.abc import Iterator
+from ctypes import addressof, c_char
 
 import pytest
 
@@ -92,3 +94,15 @@ def test_closing_keeps_the_program_s_descriptor_alive(elrange: MemfdElrange) -> 
         assert os.pread(fd, 10, 0x2000) == b"still here"
     finally:
         os.close(fd)
+
+
+def test_a_scattered_read_fills_its_places_in_order(elrange: MemfdElrange) -> None:
+    elrange.write(HIGH, bytes(range(256)) * 16)
+    first, second = bytearray(300), bytearray(500)
+    places = array("Q")
+    for buffer in (first, second):
+        places.extend((addressof(c_char.from_buffer(buffer)), len(buffer)))
+    assert elrange.readv(HIGH, places.buffer_info()[0], 2) == 800
+    assert first + second == (bytes(range(256)) * 16)[:800]
+    with pytest.raises(OSError, match="Bad address"):
+        elrange.readv(HIGH, 8, 1)

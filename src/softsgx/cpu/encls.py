@@ -229,9 +229,6 @@ def eadd_pages(
                     cpu, window, secs, pages, linaddr, source, secinfo_flags, measure
                 )
             finally:
-                owner = cpu.enclaves.get(secs)
-                if owner is not None:
-                    owner.hasher.settle()
                 epc.unlock((secs,))
         finally:
             epc.unlock(pages)

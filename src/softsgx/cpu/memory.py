@@ -38,8 +38,11 @@ class Elrange(Protocol):
 class ScatteredReads(Protocol):
     """What an Elrange may offer besides: a read that lays the bytes out as they are wanted."""
 
-    def readv(self, address: int, buffers: list[memoryview], /) -> None:
-        """Read so many bytes as the buffers hold (1024 at most), one buffer after the other."""
+    def readv(self, address: int, iovec: int, count: int, /) -> int:
+        """Read to the ``count`` (1024 at most) places that the struct iovecs at ``iovec`` tell.
+
+        Returns the bytes read. Any thread may call it.
+        """
         ...
 
 

@@ -8,10 +8,11 @@ long as the hashing of 200 MiB.
 """
 
 from array import array
+from ctypes import addressof, c_char
+from struct import Struct
 
 from softsgx.arch.secinfo import EEXTEND_SIZE, PAGE_SIZE
 from softsgx.cpu.memory import ScatteredReads
-from softsgx.image.measurement import Measurement
 
 # Long enough that the thread that hashes seldom has to be woken, short enough for a core's cache.
 PAGES = 256
@@ -27,11 +28,17 @@ _EEXTENDS = tuple((_BLOCK + chunk * (_BLOCK + EEXTEND_SIZE)) // 8 for chunk in r
 _EADD_TAG = int.from_bytes(b"EADD\0\0\0\0", "little")
 _EEXTEND_TAG = int.from_bytes(b"EEXTEND\0", "little")
 
+# The offsets of all chunks, and ones, as the 64-bit digits of a long integer: adding a number to every
+# offset is then two operations.
+_DIGITS = Struct(f"<{PAGES * _CHUNKS}Q")
+_OFFSETS = int.from_bytes(_DIGITS.pack(*range(0, PAGES * PAGE_SIZE, EEXTEND_SIZE)), "little")
+_ONES = int.from_bytes(_DIGITS.pack(*[1] * (PAGES * _CHUNKS)), "little")
+
 
 class PageStream:
     """The stream of up to 256 pages."""
 
-    __slots__ = ("_bytes", "_chunks", "_words")
+    __slots__ = ("_bytes", "_places", "_words")
 
     def __init__(self) -> None:
         self._bytes = memoryview(bytearray(_PAGE * PAGES))
@@ -39,33 +46,33 @@ class PageStream:
         words[0::_WORDS] = array("Q", [_EADD_TAG]) * PAGES
         for block in _EEXTENDS:
             words[block::_WORDS] = array("Q", [_EEXTEND_TAG]) * PAGES
-        self._chunks = [
-            self._bytes[start : start + EEXTEND_SIZE]
-            for page in range(0, _PAGE * PAGES, _PAGE)
-            for start in (page + 8 * block + _BLOCK for block in _EEXTENDS)
-        ]
-
-    def of(
-        self, elrange: ScatteredReads, base: int, offset: int, secinfo_flags: int, count: int
-    ) -> memoryview:
-        """Return the stream of ``count`` pages that lie at ``base + offset`` in the Elrange."""
-        for first in range(0, count * _CHUNKS, _PIECES):
-            chunks = self._chunks[first : min(first + _PIECES, count * _CHUNKS)]
-            elrange.readv(base + offset + first * EEXTEND_SIZE, chunks)
-        words, end = self._words, count * _WORDS
-        offsets = array("Q", range(offset, offset + count * PAGE_SIZE, EEXTEND_SIZE))
-        words[1:end:_WORDS] = offsets[::_CHUNKS]
-        words[2:end:_WORDS] = array("Q", [secinfo_flags]) * count
+        # struct iovec of each chunk's place: address and length.
+        self._places = array("Q", [EEXTEND_SIZE]) * (2 * PAGES * _CHUNKS)
+        first = addressof(c_char.from_buffer(self._bytes)) + _BLOCK
         for chunk, block in enumerate(_EEXTENDS):
-            words[block + 1 : end : _WORDS] = offsets[chunk::_CHUNKS]
+            start = first + 8 * block
+            self._places[2 * chunk :: 2 * _CHUNKS] = array(
+                "Q", range(start, start + PAGES * _PAGE, _PAGE)
+            )
+
+    def read(self, elrange: ScatteredReads, address: int, count: int) -> None:
+        """Read the contents of ``count`` pages to their places."""
+        iovecs = self._places.buffer_info()[0]
+        end = count * _CHUNKS
+        for first in range(0, end, _PIECES):
+            pieces = min(_PIECES, end - first)
+            start = address + first * EEXTEND_SIZE
+            done = elrange.readv(start, iovecs + 16 * first, pieces)
+            if done != pieces * EEXTEND_SIZE:
+                raise OSError(f"{done} bytes of {pieces} chunks at {start:#x} could be read")
+
+    def labelled(self, offset: int, secinfo_flags: int, count: int) -> memoryview:
+        """Write the blocks of the ``count`` pages that were read, and return their stream."""
+        digits = (_OFFSETS + offset * _ONES).to_bytes(_DIGITS.size, "little")
+        offsets = memoryview(digits).cast("Q")
+        words = self._words
+        words[1::_WORDS] = offsets[::_CHUNKS]
+        words[2::_WORDS] = array("Q", [secinfo_flags]) * PAGES
+        for chunk, block in enumerate(_EEXTENDS):
+            words[block + 1 :: _WORDS] = offsets[chunk::_CHUNKS]
         return self._bytes[: count * _PAGE]
-
-
-class StreamMeasurement(Measurement):
-    """A measurement that takes such streams too."""
-
-    __slots__ = ()
-
-    def add_blocks(self, blocks: memoryview) -> None:
-        """Update by what ``PageStream.of`` returned."""
-        self._sha.update(blocks)

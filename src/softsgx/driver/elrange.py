@@ -19,6 +19,8 @@ _FALLOC_FL_PUNCH_HOLE = 0x02
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.preadv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
+_libc.preadv.restype = ctypes.c_ssize_t
 
 
 class MemfdElrange:
@@ -53,6 +55,18 @@ class MemfdElrange:
                 raise ValueError(f"{address:#x}+{length:#x} is beyond the address space")
             data += more
         return data
+
+    def readv(self, address: int, iovec: int, count: int) -> int:
+        """Read to the ``count`` (IOV_MAX at most) places that the struct iovecs at ``iovec`` tell.
+
+        Returns the bytes read.  The interpreter's lock is free meanwhile, and is not held either to look
+        at a thousand buffers, as os.preadv would.
+        """
+        done: int = _libc.preadv(self.fd, iovec, count, address)
+        if done < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), "sgx_enclave")
+        return done
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Write at a linear address.  A page that was a hole appears whole, by one system call."""

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 # What may be set in ATTRIBUTES without /dev/sgx_provision (SGX_ATTR_UNPRIV_MASK).
 ATTRIBUTES_UNPRIVILEGED = ATTRIBUTE_DEBUG | ATTRIBUTE_MODE64BIT | ATTRIBUTE_KSS
 
-# Pages that one EADD run takes at most: between runs a signal can end the call.
-_RUN_PAGES = 1024
+# Pages that one EADD run takes at most: between runs, some 15 ms, a signal can end the call.
+_RUN_PAGES = 4096
 # Beyond this a file has no offsets (MAX_LFS_FILESIZE): shmem_file_setup refuses.
 _FILE_SIZE_MAX = (1 << 63) - 1
 

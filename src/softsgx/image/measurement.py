@@ -107,6 +107,10 @@ class Measurement:
                 b"".join([pack(_TAG_EADD, at, secinfo_flags) for at in range(start, stop, PAGE)])
             )
 
+    def add_stream(self, stream: Buffer) -> None:
+        """Update by what such calls would have put into the stream, laid out by the caller."""
+        self._sha.update(stream)
+
     def digest(self) -> bytes:
         """Return MRENCLAVE of what was added so far (32 bytes); the measurement can go on."""
         return self._sha.digest()
