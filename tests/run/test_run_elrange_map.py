@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The list of enclave mappings against a dictionary with an entry a page."""
+
+from typing import Any, NamedTuple
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from softsgx.run.elrange_map import EnclaveMap, EnclaveVma
+
+PAGE = 4096
+PAGES = 24
+BASE = 0x7F0000000000
+
+
+class FakeEnclave:
+    """Page `at` of ELRANGE is EPC page `first + at`; every fourth one is not resident."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.encl = self
+
+    def translate(self, address: int) -> int | None:
+        at = (address - BASE) // PAGE
+        return None if at % 4 == 3 else self.first + at
+
+
+FILES = [FakeEnclave(0), FakeEnclave(1000)]
+
+
+class Mapped(NamedTuple):
+    """What is known of one page."""
+
+    prot: int
+    file: FakeEnclave
+    dontfork: bool = False
+    narrowed: bool = False
+
+
+def address_of(page: int) -> int:
+    return BASE + page * PAGE
+
+
+spans = st.tuples(st.integers(0, PAGES - 1), st.integers(1, PAGES)).map(
+    lambda pair: (pair[0], min(PAGES, pair[0] + pair[1]))
+)
+protections = st.integers(0, 7)
+
+
+class AgainstPages(RuleBasedStateMachine):
+    """The same calls on both; after each, every page says the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = EnclaveMap()
+        self.pages: dict[int, Mapped] = {}
+
+    def _change(self, span: tuple[int, int], **changes: Any) -> None:
+        for page in range(*span):
+            if page in self.pages:
+                self.pages[page] = self.pages[page]._replace(**changes)
+
+    @rule(span=spans, prot=protections, file=st.sampled_from(FILES))
+    def add(self, span: tuple[int, int], prot: int, file: FakeEnclave) -> None:
+        start, end = map(address_of, span)
+        self.map.add(EnclaveVma(start, end, prot, file))  # type: ignore[arg-type]
+        self.pages |= dict.fromkeys(range(*span), Mapped(prot, file))
+
+    @rule(span=spans)
+    def remove(self, span: tuple[int, int]) -> None:
+        self.map.remove(*map(address_of, span))
+        for page in range(*span):
+            self.pages.pop(page, None)
+
+    @rule(span=spans, prot=protections)
+    def protect(self, span: tuple[int, int], prot: int) -> None:
+        start, end = map(address_of, span)
+        self.map.protect(start, end, prot)
+        self._change(span, prot=prot, narrowed=False)
+
+    @rule(span=spans)
+    def set_dontfork(self, span: tuple[int, int]) -> None:
+        self.map.set_dontfork(*map(address_of, span))
+        self._change(span, dontfork=True)
+
+    @rule(span=spans)
+    def set_narrowed(self, span: tuple[int, int]) -> None:
+        self.map.set_narrowed(*map(address_of, span))
+        self._change(span, narrowed=True)
+
+    @rule()
+    def go_on_as_the_child(self) -> None:
+        child = self.map.fork()
+        assert not child.watched
+        self.map = child
+        self.pages = {page: known for page, known in self.pages.items() if not known.dontfork}
+
+    @rule(span=spans)
+    def look_at_a_range(self, span: tuple[int, int]) -> None:
+        start, end = map(address_of, span)
+        seen: dict[int, Mapped] = {}
+        for vma in self.map.overlapping(start, end):
+            assert start <= vma.start < vma.end <= end
+            for address in range(vma.start, vma.end, PAGE):
+                page = (address - BASE) // PAGE
+                assert page not in seen, "two mappings of one page"
+                seen[page] = Mapped(vma.prot, vma.file, vma.dontfork, vma.narrowed)  # type: ignore[arg-type]
+        assert seen == {page: self.pages[page] for page in range(*span) if page in self.pages}
+
+    @invariant()
+    def every_page_says_the_same(self) -> None:
+        for page in range(-1, PAGES + 1):
+            for address in (address_of(page), address_of(page) + PAGE - 1):
+                vma = self.map.find(address)
+                known = self.pages.get(page)
+                if known is None:
+                    assert vma is None
+                    assert self.map.translate(address) is None
+                    continue
+                assert vma is not None
+                assert vma.start <= address < vma.end
+                assert Mapped(vma.prot, vma.file, vma.dontfork, vma.narrowed) == known  # type: ignore[arg-type]
+                here = known.file.translate(address_of(page)) if known.prot else None
+                assert self.map.translate(address) == here
+        assert bool(len(self.map)) == bool(self.pages)
+
+
+TestAgainstPages = AgainstPages.TestCase
+TestAgainstPages.settings = settings(max_examples=60, stateful_step_count=25)
+
+
+@given(span=spans, cut=spans)
+def test_what_is_given_out_is_a_copy(span: tuple[int, int], cut: tuple[int, int]) -> None:
+    enclaves = EnclaveMap()
+    start, end = map(address_of, span)
+    enclaves.add(EnclaveVma(start, end, 3, FILES[0]))  # type: ignore[arg-type]
+    for piece in enclaves.overlapping(*map(address_of, cut)):
+        piece.prot = 0
+        piece.end = piece.start
+    vma = enclaves.find(start)
+    assert vma is not None
+    assert (vma.start, vma.end, vma.prot) == (start, end, 3)
+
+
+def test_closing_forgets_everything() -> None:
+    enclaves = EnclaveMap()
+    enclaves.add(EnclaveVma(BASE, BASE + PAGE, 1, FILES[0]))  # type: ignore[arg-type]
+    enclaves.close()
+    assert len(enclaves) == 0
+    assert enclaves.find(BASE) is None
+    assert not enclaves.watched
