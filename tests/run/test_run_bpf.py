@@ -14,6 +14,7 @@ from softsgx.run import numbers as n
 X86_64 = 0xC000003E
 I386 = 0x40000003
 X32_BIT = 0x40000000
+CLONE_UNTRACED = 0x00800000
 HIGHEST_CALL = 470
 DATA = struct.Struct("<IIQ6Q")  # struct seccomp_data
 EXECUTABLE_PRIVATE = (0, 4096, n.PROT_READ | n.PROT_EXEC, n.MAP_PRIVATE, 3, 0)
@@ -78,6 +79,9 @@ def wanted_of_first(number: int, args: tuple[int, ...]) -> int:
         case n.SYS_RT_SIGACTION:
             # int sig: the kernel looks at the low half of the register only.
             traced = args[1] != 0 and args[0] & 0xFFFFFFFF in n.FAULT_SIGNALS
+        case n.SYS_CLONE:
+            # Its child would be followed by nobody.
+            traced = bool(args[0] & CLONE_UNTRACED)
         case n.SYS_RT_SIGRETURN:
             traced = args[0] == bpf.INJECTION_DONE
     return bpf.RET_TRACE if traced else bpf.RET_ALLOW
@@ -126,6 +130,8 @@ def test_every_flag_of_a_traced_call(program: Filter, wanted: Wanted, number: in
 @example(n.SYS_RT_SIGACTION, (1 << 32 | n.SIGSEGV, 0x7000, 0, 8, 0, 0))
 @example(n.SYS_RT_SIGRETURN, (bpf.INJECTION_DONE & 0xFFFFFFFF, 0, 0, 0, 0, 0))
 @example(n.SYS_RT_SIGRETURN, (bpf.INJECTION_DONE, 0, 0, 0, 0, 0))
+@example(n.SYS_CLONE, (CLONE_UNTRACED | 17, 0, 0, 0, 0, 0))
+@example(n.SYS_CLONE, (CLONE_UNTRACED >> 1 | 17, 0, 0, 0, 0, 0))
 @example(n.SYS_IOCTL, (3, 1 << 40 | 0xA400, 0, 0, 0, 0))
 @example(n.SYS_MMAP, (0, 4096, 0, 1 << 32 | n.MAP_SHARED, 3, 0))
 def test_any_call(program: Filter, wanted: Wanted, number: int, args: tuple[int, ...]) -> None:
