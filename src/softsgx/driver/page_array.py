@@ -28,9 +28,10 @@ class PageArray:
     def __init__(self) -> None:
         self._firsts: list[int] = []
         self._runs: list[PageRun] = []
+        self._count = 0
 
     def __len__(self) -> int:
-        return sum(run.end - run.first for run in self._runs)
+        return self._count
 
     def runs(self) -> Iterator[PageRun]:
         """Iterate over all runs, by ascending address."""
@@ -59,6 +60,7 @@ class PageArray:
 
     def insert(self, first: int, epc_first: int, count: int, vm_max_prot: int) -> None:
         """Add ``count`` pages that sit in neighbouring EPC pages; none of them is present yet."""
+        self._count += count
         index = bisect_left(self._firsts, first)
         epc = array("q", range(epc_first, epc_first + count))
         if index:
@@ -78,6 +80,7 @@ class PageArray:
 
     def clear(self) -> None:
         """Forget all pages."""
+        self._count = 0
         self._firsts.clear()
         self._runs.clear()
 

@@ -11,6 +11,7 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
+from softsgx.arch.ioctl import EnclaveAddPages
 from softsgx.driver.driver import EnclaveFile
 from softsgx.driver.task import LocalTask, Task
 from softsgx.errors import DriverError
@@ -144,6 +145,8 @@ class ProgramTask:
 
     def signal_pending(self) -> bool:
         """Tell whether a signal waits that the thread does not block."""
+        if not ptrace.any_pending(self._tracee.tid):
+            return False
         pending = blocked = 0
         try:
             with open(f"/proc/{self._tracee.tid}/status", "rb") as status:
@@ -200,18 +203,22 @@ class DeviceCalls:
         self._observer.ioctl(tracee, request, result, error, started)
         if isinstance(file, EnclaveFile) and len(file.encl.page_array) != pages:
             self._observer.pages_added += len(file.encl.page_array) - pages
-            self._narrow(tracee, file)
+            self._narrow(tracee, file, argument)
         tracee.finish_call(result)
 
-    def _narrow(self, tracee: Tracee, file: EnclaveFile) -> None:
+    @staticmethod
+    def _narrow(tracee: Tracee, file: EnclaveFile, argument: int) -> None:
         # A mapping from before ADD_PAGES may allow more than the pages do (sgx_encl_load_page_in_vma
         # then refuses the page): take those parts away. Nothing to do for who maps afterwards.
         enclaves = tracee.mm.enclaves
-        if enclaves is None:
+        arguments = tracee.mm.read(argument, EnclaveAddPages.SIZE)
+        if enclaves is None or len(arguments) < EnclaveAddPages.SIZE:
             return
+        added = EnclaveAddPages.decode(arguments)
+        start = file.encl.base + added.offset
         parts = [
             part
-            for vma in enclaves.overlapping(0, _TOP)
+            for vma in enclaves.overlapping(start, start + added.count)
             if vma.file is file and not vma.narrowed
             for part in file.encl.unmappable(vma.start, vma.end, vma.prot)
         ]

@@ -25,6 +25,7 @@ PTRACE_SETREGSET = 0x4205
 PTRACE_SEIZE = 0x4206
 PTRACE_INTERRUPT = 0x4207
 PTRACE_LISTEN = 0x4208
+PTRACE_PEEKSIGINFO = 0x4209
 PTRACE_GETSIGMASK = 0x420A
 PTRACE_SETSIGMASK = 0x420B
 
@@ -74,6 +75,8 @@ _siginfo_at = ctypes.addressof(_siginfo)
 _xstate = ctypes.create_string_buffer(XSTATE_MAX)
 _iovec = ctypes.create_string_buffer(16)
 _iovec_at = ctypes.addressof(_iovec)
+_PEEK = struct.Struct("<QIi")  # struct ptrace_peeksiginfo_args
+_PEEKSIGINFO_SHARED = 1
 _IOVEC = struct.Struct("<QQ")
 
 
@@ -272,6 +275,15 @@ def traced() -> bool:
 def interrupt(tid: int) -> None:
     """Stop a running thread, at the latest where it returns from a system call."""
     _call(PTRACE_INTERRUPT, tid, None, None)
+
+
+def any_pending(tid: int) -> bool:
+    """Tell whether any signal is queued for a stopped thread or its process, blocked or not."""
+    for flags in (0, _PEEKSIGINFO_SHARED):
+        _PEEK.pack_into(_iovec, 0, 0, flags, 1)
+        if _call(PTRACE_PEEKSIGINFO, tid, _iovec_at, _siginfo_at):
+            return True
+    return False
 
 
 def tgkill(tgid: int, tid: int, signal: int) -> None:

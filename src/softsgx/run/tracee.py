@@ -52,6 +52,8 @@ class Mm:
             self.mem = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             self.mem = -1
+        self._pid = pid
+        self._pagemap = -1
         self.users = 0
         self.gadget = 0  # where GADGET stands; 0 until the exec stop has placed it
         self.scratch = 0  # a readable page beside it for what an injected call reads
@@ -81,11 +83,22 @@ class Mm:
                 self.enclaves.close()
             if self.reachable:
                 os.close(self.mem)
+            if self._pagemap >= 0:
+                os.close(self._pagemap)
 
     @property
     def reachable(self) -> bool:
         """Whether the program's memory can be read and written."""
         return self.mem >= 0
+
+    def pagemap(self, offset: int, length: int) -> bytes:
+        """Read /proc/PID/pagemap; shorter, or empty, where it cannot be had."""
+        try:
+            if self._pagemap < 0:
+                self._pagemap = os.open(f"/proc/{self._pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            return os.pread(self._pagemap, length, offset)
+        except OSError:
+            return b""
 
     @contextmanager
     def scratch_for(self, data: bytes) -> Iterator[int]:

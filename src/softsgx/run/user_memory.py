@@ -7,7 +7,6 @@ EFAULT and stalls (a page served by FUSE or by the program's userfaultfd) are th
 """
 
 import ctypes
-import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,16 +138,7 @@ class ProgramMemory:
         if length <= 0 or not 0 <= address <= _TOP - length:
             return False
         first, last = address >> 12, (address + length - 1) >> 12
-        try:
-            pagemap = os.open(f"/proc/{self._tracee.process.pid}/pagemap", os.O_RDONLY)
-        except OSError:
-            return False
-        try:
-            entries = os.pread(pagemap, 8 * (last - first + 1), 8 * first)
-        except OSError:
-            return False
-        finally:
-            os.close(pagemap)
+        entries = self._tracee.mm.pagemap(8 * first, 8 * (last - first + 1))
         if len(entries) != 8 * (last - first + 1):
             return False
         return all(entry & _PRESENT for (entry,) in struct.iter_unpack("<Q", entries))
