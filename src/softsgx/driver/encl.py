@@ -24,6 +24,7 @@ from softsgx.arch.structures import Pageinfo, Secinfo, Secs
 from softsgx.cpu.encls import eadd_pages, ecreate, epa, eremove, eremove_pages
 from softsgx.cpu.epc import EPC_BASE, Epc, PageIndex
 from softsgx.cpu.memory import Elrange, HeldMemory
+from softsgx.driver.elrange import ELRANGE_SIZE
 from softsgx.driver.epc_allocator import EpcAllocator
 from softsgx.driver.page_array import PageArray, neighbours
 from softsgx.driver.vma import PROT_EXEC, PROT_READ, PROT_RWX, PROT_WRITE
@@ -135,6 +136,14 @@ class Encl:
         if count == 0:
             raise DriverError(errno.EBUSY, f"page {offset:#x} is present already")
         count = self._executable(task, source, count)
+        # An enclave may reach beyond, and the processor would take the page: but nobody could map it.
+        count = min(count, ELRANGE_SIZE // PAGE_SIZE - first)
+        if count <= 0:
+            raise DriverError(
+                errno.EIO,
+                f"EADD of page {offset:#x}: {first * PAGE_SIZE:#x} is beyond the user address "
+                f"space, {ELRANGE_SIZE:#x}; such pages are not modelled",
+            )
         epc_first, count = self._allocator.allocate_run(count)
         self._grow(count)
         added = 0
