@@ -156,6 +156,13 @@ def test_a_trap_flag_is_suppressed_inside_and_comes_back(built: Any) -> None:
     assert regs.rflags == FLAGS | RFLAGS_TF
 
 
+def test_a_trap_flag_that_the_enclave_set_ends_with_it(built: Any) -> None:
+    regs = enter(built, rflags=FLAGS)
+    regs.rflags |= RFLAGS_TF
+    enter_exit(built)
+    assert regs.rflags == FLAGS
+
+
 def test_a_debugger_that_opted_in_keeps_the_trap_flag(built: Any) -> None:
     tcs = built.address(built.table[built.BASE + built.TCS])
     encls.edbgwr(built.cpu, tcs + 8, TCS_DBGOPTIN)
@@ -164,6 +171,19 @@ def test_a_debugger_that_opted_in_keeps_the_trap_flag(built: Any) -> None:
     regs.rflags &= ~RFLAGS_TF
     enter_exit(built)
     assert not regs.rflags & RFLAGS_TF
+
+
+def test_a_debugger_that_opted_in_steps_by_the_trap_flag_at_eresume(built: Any) -> None:
+    tcs = built.address(built.table[built.BASE + built.TCS])
+    encls.edbgwr(built.cpu, tcs + 8, TCS_DBGOPTIN)
+    in_enclave(built)
+    aex(built.cpu, built.lp, built.regs, Event())
+    assert not gprsgx(built).rflags & RFLAGS_TF
+    assert enter(built, ERESUME, rflags=FLAGS | RFLAGS_TF).rflags & RFLAGS_TF
+    built.regs.rflags &= ~RFLAGS_TF
+    aex(built.cpu, built.lp, built.regs, Event())
+    assert not built.regs.rflags & RFLAGS_TF
+    assert not enter(built, ERESUME, rflags=FLAGS).rflags & RFLAGS_TF
 
 
 def test_eexit_wants_a_canonical_target(built: Any, gp: Any) -> None:

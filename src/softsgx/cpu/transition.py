@@ -101,7 +101,8 @@ _SSA_MASK = (
     | SECINFO_W
 )
 
-# What ERESUME takes of SSA.RFLAGS; IF and IOPL stay as they are (SDM, ERESUME Operation).
+# What ERESUME takes of SSA.RFLAGS; IF and IOPL stay as they are, and so does TF for a debugger that
+# opted in: it steps an enclave by setting TF outside (SDM, ERESUME Operation).
 _RFLAGS_RESUMED = (
     RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_DF | RFLAGS_OF
     | RFLAGS_NT | RFLAGS_AC | RFLAGS_ID | RFLAGS_RF
@@ -297,11 +298,10 @@ def eresume(cpu: Processor, lp: LogicalProcessor, regs: Registers) -> None:
     lp.store_xsave(image)
     _claim(lp, regs, thread, cssa)
     _load_gprs(regs, gprsgx)
-    resumed = _RFLAGS_RESUMED
-    if thread.flags & TCS_DBGOPTIN:
-        resumed |= RFLAGS_TF
-    kept = regs.rflags & ~resumed & ~RFLAGS_TF
-    regs.rflags = kept | gprsgx.rflags & resumed
+    kept = regs.rflags & ~_RFLAGS_RESUMED
+    if not thread.flags & TCS_DBGOPTIN:
+        kept &= ~RFLAGS_TF
+    regs.rflags = kept | gprsgx.rflags & _RFLAGS_RESUMED
     regs.rip = gprsgx.rip
     regs.fsbase = gprsgx.fsbase
     regs.gsbase = gprsgx.gsbase
@@ -325,7 +325,8 @@ def eexit(_cpu: Processor, lp: LogicalProcessor, regs: Registers) -> None:
     regs.fsbase = record[_HOST_FSBASE]
     regs.gsbase = record[_HOST_GSBASE]
     if not thread.flags & TCS_DBGOPTIN:
-        regs.rflags |= record[_HOST_RFLAGS] & RFLAGS_TF
+        # Not only set: natively POPF sets TF inside, and outside it must not go on to step.
+        regs.rflags = regs.rflags & ~RFLAGS_TF | record[_HOST_RFLAGS] & RFLAGS_TF
     _release(lp, thread)
 
 
@@ -377,8 +378,9 @@ def aex(cpu: Processor, lp: LogicalProcessor, regs: Registers, event: Event) -> 
     regs.rsp = before.ursp
     regs.rbp = before.urbp
     regs.rip = aep
-    cleared = RFLAGS_STATUS | RFLAGS_RF | RFLAGS_TF
-    regs.rflags = regs.rflags & ~cleared | record[_HOST_RFLAGS] & RFLAGS_TF
+    regs.rflags &= ~(RFLAGS_STATUS | RFLAGS_RF)
+    if not thread.flags & TCS_DBGOPTIN:
+        regs.rflags = regs.rflags & ~RFLAGS_TF | record[_HOST_RFLAGS] & RFLAGS_TF
     regs.fsbase = record[_HOST_FSBASE]
     regs.gsbase = record[_HOST_GSBASE]
     thread.words[CSSA] = cssa + 1
