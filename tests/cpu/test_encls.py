@@ -237,6 +237,7 @@ def test_eextend_checks_in_order(machine: Any, gp: Any, pf: Any) -> None:
     def run(rbx: int, rcx: int) -> Any:
         return lambda: encls.eextend(machine.cpu, rbx, rcx)
 
+    assert "page aligned" in gp(run(0x1080, rcx + 1))
     assert pf(run(0x1000, rcx + 1)) == 0x1000
     assert "256-byte" in gp(run(secs, rcx + 128))
     assert pf(run(secs, 0x1000)) == 0x1000

@@ -161,7 +161,9 @@ def _make_thread(cpu: Processor, secs: SecsPage, page: PageIndex, linaddr: int, 
 def eextend(cpu: Processor, rbx: int, rcx: int) -> None:
     """EEXTEND: the SECS in RBX, the address of 256 bytes of an EPC page in RCX."""
     epc = cpu.epc
-    owner = epc.resolve(rbx & ~0xFFF)
+    if rbx % PAGE_SIZE:
+        raise Fault.gp("the SECS address is not page aligned")
+    owner = epc.resolve(rbx)
     if rcx % EEXTEND_SIZE:
         raise Fault.gp("the EPC address is not 256-byte aligned")
     page = epc.resolve(rcx)
