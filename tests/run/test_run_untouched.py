@@ -50,7 +50,7 @@ CODE32 = (
 
 @pytest.mark.parametrize("mode", ["cpuid", "enter"])
 @pytest.mark.parametrize(
-    ("pace", "turns", "opens"), [("apart", "30000", "1500"), ("together", "4", "6000")]
+    ("pace", "turns", "opens"), [("apart", "10000", "500"), ("together", "4", "3000")]
 )
 def test_files_open_while_another_thread_stops_all_the_time(
     softsgx: "Harness", mode: str, pace: str, turns: str, opens: str
