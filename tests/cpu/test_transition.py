@@ -317,9 +317,15 @@ def test_only_the_xsave_and_gprsgx_pages_of_a_long_frame_are_checked(machine: An
     del machine.table[first + 4096], machine.table[first + 8192]
     enter(machine)
     enter_exit(machine)
-    gone = first + 3 * 4096
-    del machine.table[gone]
-    assert as_pf(untouched(machine)) == (gone, PFEC_U | PFEC_W)
+    last = first + 3 * 4096
+    gprsgx_at = last + 4096 - 184
+    page = machine.table.pop(last)
+    assert as_pf(untouched(machine)) == (gprsgx_at, PFEC_U | PFEC_W)
+    machine.table[last] = machine.table[first]
+    violation = PFEC_SGX | PFEC_P | PFEC_U | PFEC_W
+    assert as_pf(untouched(machine)) == (gprsgx_at, violation)
+    machine.table[last] = page
+    enter(machine)
 
 
 def test_an_active_tcs_is_not_entered_twice(built: Any) -> None:

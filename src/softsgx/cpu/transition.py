@@ -202,15 +202,17 @@ def _check_frame(cpu: Processor, lp: LogicalProcessor, thread: Thread, cssa: int
     for offset in secs.ssa_pages:
         address = frame + offset
         page = translate(address)
+        # Beyond the XSAVE area it is GPRSGX itself that is looked at.
+        shown = address if offset < secs.xsave_size else thread.gprsgx(cssa)
         if page is None:
-            raise Fault.pf(address, "a page of the SSA frame is not present", PFEC_U | PFEC_W)
+            raise Fault.pf(shown, "a page of the SSA frame is not present", PFEC_U | PFEC_W)
         if (
             epc.words[page] & _SSA_MASK != _SSA_WORD
             or epc.owners[page] != secs.page
             or epc.addresses[page] != address
         ):
             code = PFEC_U | PFEC_W | PFEC_P | PFEC_SGX
-            raise Fault.pf(address, "a page of the SSA frame is not a writable page of ours", code)
+            raise Fault.pf(shown, "a page of the SSA frame is not a writable page of ours", code)
     return frame
 
 
