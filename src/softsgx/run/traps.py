@@ -28,6 +28,7 @@ from softsgx.arch.exceptions import (
 )
 from softsgx.arch.thread import ThreadRecord
 from softsgx.cpu.processor import LogicalProcessor
+from softsgx.cpu.registers import RFLAGS_TF
 from softsgx.cpu.transition import Event, aex, enclu
 from softsgx.errors import Fault
 from softsgx.run import numbers as n
@@ -60,6 +61,7 @@ _SEGV_MAPERR = 1
 _SEGV_ACCERR = 2
 _BUS_ADRALN = 1
 _FPE_INTDIV = 1
+_DEBUG_TRAPS = (2, 4)  # TRAP_TRACE, TRAP_HWBKPT
 _FSW_ES = 0x80
 _PAGE_MASK = ~0xFFF
 _ALL = (1 << 64) - 1
@@ -143,7 +145,8 @@ class Traps:
 
     def _on_fault(self, tracee: Tracee, signal: int, code: int, address: int) -> None:
         regs = tracee.load_regs()
-        if signal in (n.SIGILL, n.SIGSEGV):
+        # A page fault at RIP itself is a fetch that failed: no instruction was there to execute.
+        if signal == n.SIGILL or (signal == n.SIGSEGV and address != regs.rip):
             head = tracee.mm.read(regs.rip, 3)
             if head == ENCLU:
                 self._on_enclu(tracee, signal)
@@ -153,6 +156,11 @@ class Traps:
                 return
         if not tracee.inside:
             ptrace.cont(tracee.tid, signal)
+            return
+        if signal == n.SIGTRAP and code in _DEBUG_TRAPS:
+            # Without DBGOPTIN nothing steps or breaks inside, and POPF cannot set TF.
+            regs.rflags &= ~RFLAGS_TF
+            self._resume(tracee)
             return
         if handler_of(tracee.process.actions.get(signal)) == _SIG_IGN:
             tracee.fault_reset |= _bit(signal)
