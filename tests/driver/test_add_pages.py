@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SGX_IOC_ENCLAVE_ADD_PAGES: its errnos in the kernel's order, the count, and what is left after a failure."""
 
+import errno
 import os
 from typing import Any
 
@@ -155,6 +156,18 @@ def test_a_source_that_is_not_there_is_efault_with_count_0(bench: Any, file: Any
 @pytest.mark.parametrize("src", [0x8000_0000_0000, 0xFFFF_FFFF_FFFF_F000])
 def test_a_source_above_all_memory_is_efault(bench: Any, file: Any, src: int) -> None:
     assert refused(bench, file, src=src, length=2 * PAGE) == ("EFAULT", 0)
+
+
+def test_a_source_that_wraps_around_is_efault(bench: Any) -> None:
+    with bench.platform.open_enclave() as enclave:
+        enclave.create(bench.secs())
+        argument = bench.add_argument(src=(1 << 64) - PAGE, length=4 * PAGE)
+        arg = enclave.task.memory.place(bytes(48))
+        secinfo = enclave.task.memory.place(Secinfo(flags=SECINFO_REG | SECINFO_R).encode())
+        enclave.task.memory.write(arg, argument.replace(secinfo=secinfo).encode())
+        with pytest.raises(DriverError) as caught:
+            enclave.file.ioctl(SGX_IOC_ENCLAVE_ADD_PAGES, arg, enclave.task)
+        assert caught.value.errno == errno.EFAULT
 
 
 def test_a_source_that_ends_in_a_hole_is_a_short_count_and_efault(bench: Any, file: Any) -> None:

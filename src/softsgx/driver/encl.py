@@ -27,7 +27,7 @@ from softsgx.cpu.memory import Elrange, HeldMemory
 from softsgx.driver.elrange import ELRANGE_SIZE
 from softsgx.driver.epc_allocator import EpcAllocator
 from softsgx.driver.page_array import PageArray, neighbours
-from softsgx.driver.vma import PROT_EXEC, PROT_READ, PROT_RWX, PROT_WRITE
+from softsgx.driver.vma import PROT_EXEC, PROT_READ, PROT_RWX, PROT_WRITE, TASK_SIZE
 from softsgx.errors import DriverError, Fault
 
 if TYPE_CHECKING:
@@ -172,7 +172,9 @@ class Encl:
     @staticmethod
     def _executable(task: "Task", source: int, count: int) -> int:
         """Count the source pages that may be executed; DriverError if the first may not."""
-        address, end = source, source + count * PAGE_SIZE
+        # No task has memory beyond, whatever it answers; nor does a range wrap around.
+        address, end = source, min(source + count * PAGE_SIZE, TASK_SIZE)
+        may_exec: bool | None = None
         while address < end:
             may_exec = task.may_exec(address)
             if not may_exec:
