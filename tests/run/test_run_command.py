@@ -56,6 +56,13 @@ def test_a_shell_sees_128_and_the_signal(softsgx: "Harness") -> None:
     assert ended.out == "143\n"
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("option", ["--stats", "--epc=64M"])
+def test_a_standard_stream_may_be_closed(softsgx: "Harness", closed: str, option: str) -> None:
+    command = softsgx.command("sh", "-c", "exit 3", options=(option,))
+    assert softsgx.complete(["sh", "-c", f'"$@" {closed}', "-", *command]).status == 3
+
+
 @pytest.mark.parametrize(
     "options",
     [

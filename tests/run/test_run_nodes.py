@@ -91,6 +91,10 @@ def test_pages_added_are_counted_exactly(softsgx: "Harness") -> None:
     assert report["pages added"] == said["pages"]
 
 
+def test_released_pages_are_free_at_once(softsgx: "Harness") -> None:
+    softsgx.checked("full_again", "256", "60", options=("--epc", "1M"))
+
+
 # -- what is told ------------------------------------------------------------------------------
 
 

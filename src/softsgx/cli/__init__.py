@@ -33,6 +33,9 @@ The Intel SGX driver and processor in software: for development and tests, never
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit status; `argv` is without the program's name."""
     arguments = sys.argv[1:] if argv is None else argv
+    # Started with a closed descriptor, Python has None where it should write.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     try:
         status = _dispatch(arguments)
         sys.stdout.flush()

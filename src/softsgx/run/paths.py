@@ -71,7 +71,7 @@ class PathCalls:
         if node is None or path is None or tracee is None:
             listener.let(call)
         elif call.number in (n.SYS_OPEN, n.SYS_OPENAT, n.SYS_OPENAT2):
-            self._open(listener, call, tracee, node)
+            self._open(listener, call, tracee, node, path in self._links)
         elif call.number in (n.SYS_STAT, n.SYS_LSTAT, n.SYS_NEWFSTATAT, n.SYS_STATX):
             self._stat(listener, call, tracee, node, self._link_of(call, path))
         elif call.number in (n.SYS_READLINK, n.SYS_READLINKAT):
@@ -90,7 +90,8 @@ class PathCalls:
         path = os.fsdecode(raw)
         if not path.startswith("/"):
             path = os.path.join(self._base(call, tracee), path)
-        return os.path.normpath(path)
+        # A node is no directory: a path that says so goes on to the kernel, as it stands.
+        return None if path.endswith("/") else os.path.normpath(path)
 
     @staticmethod
     def _base(call: "Notification", tracee: "Tracee") -> str:
@@ -114,7 +115,7 @@ class PathCalls:
         listener.answer(call, len(data) if written else -errno.EFAULT)
 
     def _open(
-        self, listener: "Listener", call: "Notification", tracee: "Tracee", node: str
+        self, listener: "Listener", call: "Notification", tracee: "Tracee", node: str, link: bool
     ) -> None:
         if call.number == n.SYS_OPENAT2:
             how = tracee.mm.read(call.args[2], 8)
@@ -126,6 +127,8 @@ class PathCalls:
             flags = call.args[1 if call.number == n.SYS_OPEN else 2] & 0xFFFFFFFF
         if flags & _O_CREAT_EXCL == _O_CREAT_EXCL:
             listener.answer(call, -errno.EEXIST)
+        elif flags & os.O_NOFOLLOW and link:
+            listener.answer(call, -errno.ELOOP)
         elif flags & os.O_DIRECTORY:
             listener.answer(call, -errno.ENOTDIR)
         else:

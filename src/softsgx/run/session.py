@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
 from typing import IO, NoReturn
 
 from softsgx.cpu.model import Model
@@ -75,8 +76,9 @@ def run_program(
 
 def exit_like(status: int) -> NoReturn:
     """End with the exit code of a wait status, or by the signal that the program died of."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     if os.WIFEXITED(status):
         # Nothing is left to be cleaned up, and the interpreter's own end takes 8 ms.
         os._exit(os.WEXITSTATUS(status))

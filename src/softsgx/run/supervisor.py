@@ -329,6 +329,8 @@ class Supervisor:
         regs = tracee.load_regs()
         match regs.orig_rax:
             case n.SYS_IOCTL:
+                # What the program has closed and unmapped by now is free for this call.
+                self._on_release()
                 self._device.ioctl(tracee)
             case n.SYS_MMAP:
                 self._on_mmap(tracee)
