@@ -18,9 +18,8 @@ from softsgx.errors import DriverError
 from softsgx.run import bpf, ptrace
 from softsgx.run import numbers as n
 from softsgx.run.elrange_map import USER_MODE_ONLY, EnclaveMap, EnclaveVma
-from softsgx.run.ptrace import TraceeGone
 from softsgx.run.records import TABLE_PATH, TABLE_SIZE
-from softsgx.run.tracee import NO_SYSCALL, Injector, Tracee, failed
+from softsgx.run.tracee import Injector, Refused, Tracee, failed
 from softsgx.run.user_memory import ProgramMemory
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from softsgx.run.keeper import Keeper
     from softsgx.run.observe import Observer
 
-_SYSCALL_STOP = 0x80
 _SECCOMP_SET_MODE_FILTER = 1
 _SECCOMP_FILTER_FLAG_TSYNC = 1
 _O_NONBLOCK = 0o4000
@@ -44,10 +42,6 @@ _BELOW_STACK = 4096  # clear of the red zone
 
 def _round_up(length: int) -> int:
     return (length + _PAGE - 1) & ~(_PAGE - 1)
-
-
-class Refused(Exception):
-    """The host refuses what the supervisor needs for a program; the message is the user's."""
 
 
 class DeviceFiles:
@@ -291,7 +285,7 @@ class DeviceCalls:
                     injector.call(n.SYS_MUNMAP, address, length)
                 raise
         regs.r9 = address  # the file offset is the linear address
-        result = run_to_exit(tracee)
+        result = tracee.run_to_exit()
         if failed(result):
             return None
         return EnclaveVma(result, result + _round_up(length), prot, file)
@@ -380,7 +374,7 @@ class DeviceCalls:
         start, end = regs.rdi, regs.rdi + _round_up(regs.rsi)
         if enclaves is None or not regs.r10 & n.MAP_FIXED or not enclaves.overlapping(start, end):
             return False
-        if not failed(run_to_exit(tracee)):
+        if not failed(tracee.run_to_exit()):
             enclaves.remove(start, end)
         ptrace.cont(tracee.tid)
         return True
@@ -401,7 +395,7 @@ class DeviceCalls:
         enclaves = tracee.mm.enclaves
         start, end = regs.rdi, regs.rdi + _round_up(regs.rsi)
         held = enclaves is not None and enclaves.overlapping(start, end)
-        if enclaves is not None and held and not failed(run_to_exit(tracee)):
+        if enclaves is not None and held and not failed(tracee.run_to_exit()):
             enclaves.remove(start, end)
         ptrace.cont(tracee.tid)
 
@@ -423,7 +417,7 @@ class DeviceCalls:
             self._observer.refused(tracee, "mprotect", refused)
             tracee.finish_call(-refused.errno)
             return
-        if not failed(run_to_exit(tracee)):
+        if not failed(tracee.run_to_exit()):
             enclaves.protect(start, end, prot)
         ptrace.cont(tracee.tid)
 
@@ -444,7 +438,7 @@ class DeviceCalls:
                 self._observer.refused(tracee, "mremap", refused)
                 tracee.finish_call(-refused.errno)
                 return
-        result = run_to_exit(tracee)
+        result = tracee.run_to_exit()
         if not failed(result):
             if parts:
                 enclaves.remove(old + new_length, old + old_length)
@@ -472,17 +466,3 @@ class DeviceCalls:
             if advice == n.MADV_DONTFORK:
                 enclaves.set_dontfork(start, end)
         ptrace.cont(tracee.tid)
-
-
-def run_to_exit(tracee: Tracee) -> int:
-    """Let the system call at a seccomp stop run to its exit stop; give its result."""
-    tracee.store_regs()
-    while True:
-        ptrace.cont_to_syscall(tracee.tid)
-        status = tracee.wait()
-        if tracee.ended:
-            raise TraceeGone
-        if (status >> 8) & 0xFF == n.SIGTRAP | _SYSCALL_STOP and not status >> 16:
-            result = tracee.load_regs().rax
-            tracee.regs.orig_rax = NO_SYSCALL
-            return result

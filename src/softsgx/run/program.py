@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
 from softsgx.run.cpuid_sites import cpuid_sites
-from softsgx.run.device import run_to_exit
 from softsgx.run.tracee import GADGET, NO_SYSCALL, Tracee, failed
 from softsgx.run.traps import UD2
 
@@ -122,7 +121,7 @@ class Programs:
         if not here:
             ptrace.cont(tracee.tid)
             return
-        base = run_to_exit(tracee)
+        base = tracee.run_to_exit()
         if not failed(base):
             for site in here:
                 self._patch(tracee, base + site - offset)

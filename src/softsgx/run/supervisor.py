@@ -20,14 +20,14 @@ from greenlet import greenlet
 from softsgx.driver.driver import ENCLAVE, LINKS, NODES, EnclaveFile
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
-from softsgx.run.device import DeviceCalls, DeviceFiles, Refused
+from softsgx.run.device import DeviceCalls, DeviceFiles
 from softsgx.run.keeper import Keeper
 from softsgx.run.notification import Listener
 from softsgx.run.paths import PathCalls
 from softsgx.run.program import Programs
 from softsgx.run.ptrace import TraceeGone
 from softsgx.run.records import RecordTable
-from softsgx.run.tracee import IGNORE, Mm, Process, Tracee, handler_of
+from softsgx.run.tracee import GROUP_STOPS, IGNORE, Mm, Process, Refused, Tracee, handler_of
 from softsgx.run.traps import Traps
 from softsgx.run.waiting import Waiter
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from softsgx.run.vdso import VdsoImage
 
 _SIGINFO = 128  # struct signalfd_siginfo
-_GROUP_STOPS = (n.SIGSTOP, 20, 21, 22)  # SIGTSTP, SIGTTIN, SIGTTOU
 _SYSCALL_STOP = n.SIGTRAP | 0x80
 _IN_CLOSE = 0x18
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP)
@@ -283,7 +282,9 @@ class Supervisor:
             except Exception:  # noqa: BLE001  (one thread's misfortune is not the others')
                 self._observer.internal_error(tracee)
                 ptrace.tgkill(tracee.process.pid, tracee.tid, signal.SIGKILL)
-            if not tracee.ended:
+            if tracee.replaced:
+                tracee.replaced = False
+            elif not tracee.ended:
                 tracee.wait()
         self._leave(tracee)
 
@@ -320,7 +321,7 @@ class Supervisor:
             self._on_clone(tracee)
         elif event == ptrace.EVENT_EXEC:
             self._on_exec(tracee)
-        elif number in _GROUP_STOPS:
+        elif number in GROUP_STOPS:
             ptrace.listen(tracee.tid)
         else:
             self._on_first_stop(tracee)

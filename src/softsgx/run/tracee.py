@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from softsgx.cpu.processor import LogicalProcessor
     from softsgx.run.elrange_map import EnclaveMap
 
+GROUP_STOPS = (n.SIGSTOP, 20, 21, 22)  # SIGTSTP, SIGTTIN, SIGTTOU
 SCRATCH_SLOT = 512
+_SYSCALL_STOP = n.SIGTRAP | 0x80
 NO_SYSCALL = 0xFFFFFFFFFFFFFFFF
 _ALL_SIGNALS = 0xFFFFFFFFFFFFFFFF
 _ERRNO_FLOOR = 0xFFFFFFFFFFFFF000
@@ -35,6 +37,10 @@ _DIRECTION_AND_TRAP = 0x400 | 0x100
 #   mov %ebx,%eax; syscall; mov %rax,%r12; mov %r13,%rdi; mov $15,%eax; syscall; ud2
 # The second call is INJECTION_DONE, whose stop costs no signal and leaves no handler reset.
 GADGET = bytes.fromhex("89d8 0f05 4989c4 4c89ef b80f000000 0f05 0f0b")
+
+
+class Refused(Exception):
+    """What the supervisor needs for a program is refused; the message is the user's."""
 
 
 def failed(result: int) -> int:
@@ -194,7 +200,8 @@ class Tracee:
         self.fault_reset = 0  # fault signals whose action the kernel's forced delivery has reset
         self.record_slot = -1
         self.trapped = False  # its last stop was an ENCLU or a CPUID: it will stop again at once
-        self.borrowing = False  # the thread carries out calls of ours
+        self.borrowing = False  # the thread carries out a call for us
+        self.replaced = False  # and an exec came in between, whose stop is still to be handled
         self.borrowed = False  # an injected call has ended the signal-delivery stop
         self.ended = False
         self.status = 0
@@ -218,6 +225,11 @@ class Tracee:
         self.status = status
         if not os.WIFSTOPPED(status):
             self.ended = True
+        if self.borrowing and (self.ended or status >> 16 == ptrace.EVENT_EXEC):
+            # Killed; or another thread's exec has taken over this one's id and ended the rest.
+            self.borrowing = False
+            self.replaced = not self.ended
+            raise TraceeGone
         return status
 
     def load_regs(self) -> UserRegs:
@@ -231,13 +243,37 @@ class Tracee:
 
     def go_to_signal(self, signal: int) -> None:
         """Let the thread run into the delivery stop of a signal that was just sent to it."""
+        self.borrowing = True
+        stopped = 0
         while True:
             ptrace.cont(self.tid)
             status = self.wait()
-            if self.ended:
-                raise TraceeGone
-            if status >> 16 == 0 and (status >> 8) & 0xFF == signal:
-                return
+            event, number = status >> 16, (status >> 8) & 0xFF
+            if not event and number == signal:
+                break
+            if event == ptrace.EVENT_STOP:
+                stopped = number if number in GROUP_STOPS else 0
+            elif not event and number == n.SIGSTOP:
+                stopped = number
+        self.borrowing = False
+        if stopped:
+            ptrace.tgkill(self.process.pid, self.tid, stopped)
+
+    def run_to_exit(self) -> int:
+        """Let the system call at a seccomp stop run to its exit stop; give its result."""
+        self.store_regs()
+        self.borrowing = True
+        try:
+            while True:
+                ptrace.cont_to_syscall(self.tid)
+                status = self.wait()
+                if (status >> 8) & 0xFF == _SYSCALL_STOP and not status >> 16:
+                    break
+        finally:
+            self.borrowing = False
+        result = self.load_regs().rax
+        self.regs.orig_rax = NO_SYSCALL
+        return result
 
     def finish_call(self, result: int) -> None:
         """At a seccomp stop: skip the system call and return `result` from it."""
@@ -261,12 +297,13 @@ class Tracee:
             yield injector
         finally:
             self.borrowing = False
-            if not self.ended:
+            if not self.ended and not self.replaced:
                 ptrace.set_sigmask(self.tid, mask)
                 if injector.used:
                     ptrace.set_regs(self.tid, self.regs)
                 if injector.stopped:
-                    ptrace.tgkill(self.process.pid, self.tid, n.SIGSTOP)
+                    # The stop that was passed over, sent again.
+                    ptrace.tgkill(self.process.pid, self.tid, injector.stopped)
 
 
 class Injector:
@@ -279,13 +316,13 @@ class Injector:
         self._regs.rflags &= ~_DIRECTION_AND_TRAP
         self._regs.r13 = INJECTION_DONE
         self.used = False
-        self.stopped = False
+        self.stopped = 0  # the stop signal that came meanwhile
 
-    def call(self, number: int, *args: int) -> int:
+    def call(self, syscall: int, *args: int) -> int:
         """Carry out one call and give what it returned, as an unsigned 64-bit number."""
         tracee = self._tracee
         regs = self._regs
-        regs.rbx = number
+        regs.rbx = syscall
         padded = (*args, 0, 0, 0, 0, 0, 0)
         regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9 = (
             a & NO_SYSCALL for a in padded[:6]
@@ -297,17 +334,19 @@ class Injector:
         while True:
             ptrace.cont(tracee.tid)
             status = tracee.wait()
-            if tracee.ended:
-                raise TraceeGone
-            event = status >> 16
+            event, number = status >> 16, (status >> 8) & 0xFF
             if event == ptrace.EVENT_SECCOMP:
                 ptrace.get_regs(tracee.tid, seen)
                 if seen.orig_rax == n.SYS_RT_SIGRETURN and seen.rdi == INJECTION_DONE:
                     return seen.r12
                 # the injected call is itself one that the filters trace: let it pass
             elif event == ptrace.EVENT_STOP:
-                self.stopped = True
+                # A group stop; or, told as SIGTRAP, the SIGCONT that ends it.
+                self.stopped = number if number in GROUP_STOPS else 0
+            elif not event and number == n.SIGSTOP:
+                self.stopped = number  # it cannot be blocked, only passed over
             elif not event:
-                raise RuntimeError(
-                    f"thread {tracee.tid} took signal {(status >> 8) & 0xFF} in an injected call"
+                raise Refused(
+                    f"process {tracee.process.pid} cannot be made to carry out system call "
+                    f"{syscall} (signal {number}): does its own seccomp filter forbid it?"
                 )
