@@ -125,11 +125,11 @@ class Observer:
         """Say something to the user, on standard error."""
         sys.stderr.write(f"softsgx: warning: {message}\n")
 
-    def internal_error(self, tracee: "Tracee") -> None:
-        """The supervisor failed at a stop of this thread, which is killed for it."""
+    def internal_error(self, tid: int) -> None:
+        """The supervisor failed at a stop or call of this thread."""
         import traceback  # noqa: PLC0415  (never needed, we hope)
 
-        self.warn(f"internal error, thread {tracee.tid} is killed\n{traceback.format_exc()}")
+        self.warn(f"internal error at thread {tid}\n{traceback.format_exc()}")
 
     def _write(self, tracee: "Tracee", line: dict[str, Any]) -> None:
         if self._trace is None:

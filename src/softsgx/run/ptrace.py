@@ -261,6 +261,8 @@ def get_xstate(tid: int) -> bytearray:
 
 def set_xstate(tid: int, image: bytes | bytearray) -> None:
     """Write the XSAVE image of a stopped thread."""
+    if len(image) > XSTATE_MAX:
+        raise ValueError(f"an XSAVE image of {len(image)} bytes; {XSTATE_MAX} at most")
     ctypes.memmove(_xstate, bytes(image), len(image))
     _IOVEC.pack_into(_iovec, 0, ctypes.addressof(_xstate), len(image))
     _call(PTRACE_SETREGSET, tid, NT_X86_XSTATE, _iovec_at)

@@ -27,7 +27,7 @@ from softsgx.run.paths import PathCalls
 from softsgx.run.program import Programs
 from softsgx.run.ptrace import TraceeGone
 from softsgx.run.records import RecordTable
-from softsgx.run.tracee import GROUP_STOPS, IGNORE, Mm, Process, Refused, Tracee, handler_of
+from softsgx.run.tracee import GROUP_STOPS, IGNORE, Mm, Process, Refused, Tracee
 from softsgx.run.traps import Traps
 from softsgx.run.waiting import Waiter
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _SIGINFO = 128  # struct signalfd_siginfo
 _SYSCALL_STOP = n.SIGTRAP | 0x80
 _IN_CLOSE = 0x18
+_SIGSET_SIZE = 8  # the only sigsetsize that the kernel takes
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP)
 # How many stops are handled at most before the other descriptors get their turn.
 _BURST = 16
@@ -115,6 +116,8 @@ class Supervisor:
         self._tracees: dict[int, Tracee] = {}
         # A new thread may stop before its parent's event tells whose child it is.
         self._early: dict[int, int] = {}
+        # Threads that an exec has ended: theirs are the exits that nobody waits for.
+        self._forgotten: set[int] = set()
         self._ready: list[tuple[int, int]] = []
         self._hub = greenlet.getcurrent()
         self._first = 0
@@ -179,18 +182,32 @@ class Supervisor:
                 trapped = tracee.trapped
                 if self._ready:
                     return True
-            elif os.WIFSTOPPED(status):
+            elif pid in self._forgotten:
+                self._forgotten.discard(pid)
+            elif pid != self._keeper.pid:
                 self._early[pid] = status
         return True
 
     def _answer(self, listener: Listener) -> None:
         call = listener.receive()
-        if call is not None:
-            self._paths.answer(listener, call, self._tracees.get(call.tid))
+        if call is None:
+            return
+        tracee = self._tracees.get(call.tid)
+        try:
+            self._paths.answer(listener, call, tracee)
+        except TraceeGone:
+            pass
+        except Exception:  # noqa: BLE001  (one thread's misfortune is not the others')
+            self._observer.internal_error(call.tid)
+            listener.let(call)
 
     def _forward(self, number: int) -> None:
-        if number and self._first in self._tracees:
-            os.kill(self._first, number)
+        if not number:
+            return
+        # Once the first program has ended, whoever is left is meant.
+        pids = {tracee.process.pid for tracee in self._tracees.values()}
+        for pid in {self._first} & pids or pids:
+            os.kill(pid, number)
 
     def _kill_all(self) -> None:
         for tracee in self._tracees.values():
@@ -218,7 +235,7 @@ class Supervisor:
         self._watched[watch] = file, lease
         if not tracee.process.filtered and not tracee.process.interrupted:
             # It stops where its open returns, and the second filter is put in place there.
-            tracee.process.interrupted = True
+            tracee.process.interrupted = tracee.must_filter = True
             ptrace.interrupt(tracee.tid)
         return fd
 
@@ -280,7 +297,7 @@ class Supervisor:
                 self._observer.warn(f"{refused}; it is killed")
                 ptrace.tgkill(tracee.process.pid, tracee.tid, signal.SIGKILL)
             except Exception:  # noqa: BLE001  (one thread's misfortune is not the others')
-                self._observer.internal_error(tracee)
+                self._observer.internal_error(tracee.tid)
                 ptrace.tgkill(tracee.process.pid, tracee.tid, signal.SIGKILL)
             if tracee.replaced:
                 tracee.replaced = False
@@ -351,10 +368,8 @@ class Supervisor:
                 ptrace.cont(tracee.tid)
             case n.SYS_RT_SIGACTION:
                 action = tracee.mm.read(regs.rsi, 32)
-                if len(action) == 32 and handler_of(action):
-                    tracee.process.actions[regs.rdi] = action
-                elif len(action) == 32:
-                    tracee.process.actions.pop(regs.rdi, None)
+                if len(action) == 32 and regs.r10 == _SIGSET_SIZE:
+                    tracee.process.record_action(regs.rdi & 0xFFFFFFFF, action)
                 ptrace.cont(tracee.tid)
             case _:
                 ptrace.cont(tracee.tid)
@@ -383,19 +398,23 @@ class Supervisor:
                 enclaves = process.mm.enclaves.fork()
                 mm.enclaves = enclaves
             child = process.fork(tid, mm)
-        self._enter(tid, child).checked_mask = tracee.checked_mask
+        new = self._enter(tid, child)
+        new.checked_mask = tracee.checked_mask
+        new.must_watch = enclaves is not None and len(enclaves) > 0
         ptrace.cont(tracee.tid)
         status = self._early.pop(tid, None)
         if status is not None:
             self._ready.append((tid, status))
 
     def _on_first_stop(self, tracee: Tracee) -> None:
-        if tracee.process.interrupted and not tracee.process.filtered:
+        if tracee.must_filter:
+            tracee.must_filter = False
             self._device.watch_mappings(tracee)
             return
         enclaves = tracee.mm.enclaves
-        if enclaves is not None and not enclaves.watched and len(enclaves):
+        if tracee.must_watch and enclaves is not None:
             # A forked child: its mappings must be watched before it runs.
+            tracee.must_watch = False
             tracee.load_regs()
             with tracee.injecting() as injector:
                 enclaves.watch(self._device.make_userfaultfd(tracee, injector))
@@ -409,6 +428,7 @@ class Supervisor:
             if other.process is process and other is not tracee:
                 # exec took the other threads away without a word.
                 other.ended = True
+                self._forgotten.add(other.tid)
                 self._leave_enclave(other)
                 del self._tracees[other.tid]
                 process.threads -= 1

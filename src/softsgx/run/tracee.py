@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 GROUP_STOPS = (n.SIGSTOP, 20, 21, 22)  # SIGTSTP, SIGTTIN, SIGTTOU
 SCRATCH_SLOT = 512
+_SA_RESETHAND = 0x80000000
 _SYSCALL_STOP = n.SIGTRAP | 0x80
 NO_SYSCALL = 0xFFFFFFFFFFFFFFFF
 _ALL_SIGNALS = 0xFFFFFFFFFFFFFFFF
@@ -162,6 +163,21 @@ class Process:
         child.filtered = self.filtered
         return child
 
+    def record_action(self, signal_number: int, action: bytes) -> None:
+        """Record what the program has set for a fault signal."""
+        if handler_of(action):
+            self.actions[signal_number] = action
+        else:
+            self.actions.pop(signal_number, None)
+
+    def spend_handler(self, signal_number: int) -> None:
+        """Record that a signal is delivered: an SA_RESETHAND handler is good for one only."""
+        action = self.actions.get(signal_number)
+        if action is not None and handler_of(action) != signal.SIG_IGN:
+            flags = struct.unpack_from("<Q", action, 8)[0]
+            if flags & _SA_RESETHAND:
+                del self.actions[signal_number]
+
     def exec(self) -> None:
         """Take a new address space: handlers go, what is ignored stays ignored."""
         old = self.mm
@@ -198,6 +214,9 @@ class Tracee:
         self.sigmask: int | None = None  # the program's own mask while fault signals are unblocked
         self.checked_mask: int | None = None
         self.fault_reset = 0  # fault signals whose action the kernel's forced delivery has reset
+        self.must_filter = False  # at its next stop the second filter goes in
+        self.must_watch = False  # at its first stop its mappings must be watched
+        self.held: list[tuple[int, bytes]] = []  # signals that it blocks, sent while it was inside
         self.record_slot = -1
         self.trapped = False  # its last stop was an ENCLU or a CPUID: it will stop again at once
         self.borrowing = False  # the thread carries out a call for us

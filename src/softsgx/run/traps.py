@@ -135,8 +135,13 @@ class Traps:
             if code > 0:
                 self._on_fault(tracee, signal, code, address)
                 return
+            if tracee.inside and (tracee.sigmask or 0) & _bit(signal):
+                # Sent by somebody, and blocked but for us: it waits until the thread is outside.
+                tracee.held.append((signal, info))
+                ptrace.cont(tracee.tid)
+                return
         if not tracee.inside:
-            ptrace.cont(tracee.tid, signal)
+            self._pass_on(tracee, signal)
             return
         info = ptrace.get_siginfo(tracee.tid)
         tracee.load_regs()
@@ -151,11 +156,12 @@ class Traps:
             if head == ENCLU:
                 self._on_enclu(tracee, signal)
                 return
-            if head[:2] == UD2 and regs.rip in tracee.mm.cpuid_sites and not tracee.inside:
+            known = regs.rip in tracee.mm.cpuid_sites and not tracee.inside
+            if known and (head[:2] == UD2 or not tracee.mm.reachable):
                 self._on_cpuid(tracee, signal)
                 return
         if not tracee.inside:
-            ptrace.cont(tracee.tid, signal)
+            self._pass_on(tracee, signal)
             return
         if signal == n.SIGTRAP and code in _DEBUG_TRAPS:
             # Without DBGOPTIN nothing steps or breaks inside, and POPF cannot set TF.
@@ -171,6 +177,12 @@ class Traps:
             self._resume(tracee)
         else:
             self._deliver(tracee, signal, info)
+
+    @staticmethod
+    def _pass_on(tracee: Tracee, signal: int) -> None:
+        if signal in n.FAULT_SIGNALS:
+            tracee.process.spend_handler(signal)
+        ptrace.cont(tracee.tid, signal)
 
     # -- CPUID ------------------------------------------------------------------------------
 
@@ -302,6 +314,20 @@ class Traps:
             ptrace.set_sigmask(tracee.tid, mask)
         if tracee.fault_reset:
             self._restore_actions(tracee)
+        if tracee.held:
+            self._send_held(tracee)
+
+    @staticmethod
+    def _send_held(tracee: Tracee) -> None:
+        held, tracee.held = tracee.held, []
+        with tracee.injecting() as injector:
+            for signal, info in held:
+                # By the thread itself: the kernel lets nobody else claim a kernel's si_code.
+                with tracee.mm.scratch_for(info) as at:
+                    injector.call(
+                        n.SYS_RT_TGSIGQUEUEINFO, tracee.process.pid, tracee.tid, signal, at
+                    )
+        tracee.borrowed = True
 
     def _classify(
         self, tracee: Tracee, signal: int, code: int, address: int
@@ -393,29 +419,27 @@ class Traps:
         """Undo what the kernel's forced delivery of `signal` did to mask and action.
 
         The mask after it cannot tell whether the signal was blocked before. A handler that is
-        gone tells, and so does a mask in which the other fault signals are all blocked; looked
-        at again whenever the rest of the mask has changed.
+        gone tells; without one only a mask in which the other fault signals are all blocked,
+        looked at again whenever the rest of the mask has changed.
         """
         mask = ptrace.get_sigmask(tracee.tid)
-        action = tracee.process.actions.get(signal)
-        handler = handler_of(action)
-        if mask | _bit(signal) != (tracee.checked_mask or 0) | _bit(signal) or (
-            tracee.checked_mask is None
-        ):
-            blocked = False
-            if handler > _SIG_IGN:
-                blocked = not self._caught(tracee, signal)
-            else:
-                others = n.FAULT_MASK & ~_bit(signal)
-                blocked = mask & others == others
-            tracee.checked_mask = mask | _bit(signal) if blocked else mask
-        if tracee.checked_mask is not None and tracee.checked_mask & _bit(signal):
-            ptrace.set_sigmask(tracee.tid, tracee.checked_mask)
-            if handler:
-                tracee.fault_reset |= _bit(signal)
-        elif handler == _SIG_IGN:
-            tracee.fault_reset |= _bit(signal)
-        if tracee.fault_reset and not tracee.inside:
+        bit = _bit(signal)
+        handler = handler_of(tracee.process.actions.get(signal))
+        before = tracee.checked_mask
+        if handler > _SIG_IGN:
+            blocked = not self._caught(tracee, signal)
+        elif before is not None and mask | bit == before | bit:
+            blocked = bool(before & bit)
+        else:
+            others = n.FAULT_MASK & ~bit
+            blocked = mask & others == others
+        tracee.checked_mask = mask | bit if blocked else mask
+        if blocked:
+            ptrace.set_sigmask(tracee.tid, mask | bit)
+        if handler == _SIG_IGN or (blocked and handler):
+            tracee.fault_reset |= bit
+        if tracee.fault_reset:
+            # Now, because this stop is ours to end; that of somebody's signal would not be.
             self._restore_actions(tracee)
 
     @staticmethod
@@ -466,4 +490,4 @@ class Traps:
             tracee.go_to_signal(signal)
         ptrace.set_sigmask(tid, mask)
         ptrace.set_siginfo(tid, info)
-        ptrace.cont(tid, signal)
+        self._pass_on(tracee, signal)
