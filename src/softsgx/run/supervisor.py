@@ -390,10 +390,7 @@ class Supervisor:
         child = process
         enclaves = None
         if not flags & n.CLONE_THREAD:
-            try:
-                mm = process.mm if flags & n.CLONE_VM else process.mm.fork(tid)
-            except OSError as gone:  # the child was killed before it ever ran
-                raise TraceeGone from gone
+            mm = process.mm if flags & n.CLONE_VM else process.mm.fork(tid)
             if mm is not process.mm and process.mm.enclaves is not None:
                 enclaves = process.mm.enclaves.fork()
                 mm.enclaves = enclaves

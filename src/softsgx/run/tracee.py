@@ -40,13 +40,13 @@ _DIRECTION_AND_TRAP = 0x400 | 0x100
 GADGET = bytes.fromhex("89d8 0f05 4989c4 4c89ef b80f000000 0f05 0f0b")
 
 
-class Refused(Exception):
-    """What the supervisor needs for a program is refused; the message is the user's."""
-
-
 def failed(result: int) -> int:
     """Give the errno of an injected call's result, or 0."""
     return (1 << 64) - result if result >= _ERRNO_FLOOR else 0
+
+
+class Refused(Exception):
+    """What the supervisor needs for a program is refused; the message is the user's."""
 
 
 class Mm:
@@ -57,8 +57,12 @@ class Mm:
         # that could not execute is gone already.
         try:
             self.mem = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
+        except (PermissionError, FileNotFoundError, ProcessLookupError):
             self.mem = -1
+        except OSError as error:
+            raise Refused(
+                f"no more programs can be followed ({error.strerror}): raise `ulimit -n`"
+            ) from error
         self._pid = pid
         self._pagemap = -1
         self.users = 0
