@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps every userfaultfd open until the traced programs are dead.
 
-Owns a small process with a duplicate of each. Were the supervisor's descriptors the only ones,
+Owns a small process with a duplicate of each, for as long as that program lives. Were the supervisor's descriptors the only ones,
 a program could, between the supervisor's death and its own (PTRACE_O_EXITKILL), touch a hole of
 its enclave and read a silent zero page.
 """
@@ -67,26 +67,53 @@ def _keep(fd: int) -> None:
     os.closerange(fd + 1, min(highest, 1 << 20))
     import socket  # noqa: PLC0415
 
-    pids = set()
+    held = _Held()
     with socket.socket(fileno=fd) as channel:
+        held.poll.register(channel, select.POLLIN)
         while True:
-            data, _, _, _ = socket.recv_fds(channel, 4, 1)
+            # Those that have ended first: their descriptors' numbers may be given again.
+            if not held.let_go(held.poll.poll(), fd):
+                continue
+            data, fds, _, _ = socket.recv_fds(channel, 4, 1)
             if not data:
                 break
-            # The descriptor that came along stays open by never being closed.
-            pids.add(int.from_bytes(data, "little"))
-    _wait_for(pids)
-
-
-def _wait_for(pids: set[int]) -> None:
-    waiting = []
-    for pid in pids:
-        try:
-            waiting.append(os.pidfd_open(pid))
-        except OSError:
-            continue
+            for uffd in fds:
+                held.take(int.from_bytes(data, "little"), uffd)
+        held.poll.unregister(channel)
     deadline = time.monotonic() + _PATIENCE
-    for pidfd in waiting:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+    while held.processes and time.monotonic() < deadline:
+        held.let_go(held.poll.poll(max(0.0, deadline - time.monotonic()) * 1000), fd)
+
+
+class _Held:
+    """What the keeper holds: for each living process its userfaultfd, by its pidfd."""
+
+    def __init__(self) -> None:
+        self.poll = select.poll()
+        self.processes: dict[int, tuple[int, int]] = {}
+
+    def take(self, pid: int, uffd: int) -> None:
+        """Hold the userfaultfd of a process, instead of the one of before its last exec."""
+        for pidfd, (other, _) in list(self.processes.items()):
+            if other == pid:
+                self._close(pidfd)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            os.close(uffd)
+            return
+        self.processes[pidfd] = pid, uffd
+        self.poll.register(pidfd, select.POLLIN)
+
+    def let_go(self, events: list[tuple[int, int]], channel: int) -> bool:
+        """Close what belonged to processes that have ended; tell whether the channel is ready."""
+        for ready, _ in events:
+            if ready != channel:
+                self._close(ready)
+        return any(ready == channel for ready, _ in events)
+
+    def _close(self, pidfd: int) -> None:
+        self.poll.unregister(pidfd)
+        _, uffd = self.processes.pop(pidfd)
+        os.close(pidfd)
+        os.close(uffd)

@@ -17,7 +17,7 @@ from softsgx.driver.platform import Platform
 from softsgx.driver.state import State
 from softsgx.run.host import require_host
 from softsgx.run.observe import Observer
-from softsgx.run.spawn import find_program, spawn
+from softsgx.run.spawn import Inherited, find_program, spawn
 from softsgx.run.supervisor import Supervisor, supervisor_signals
 from softsgx.run.vdso import VdsoImage
 
@@ -42,6 +42,15 @@ def ignored_signals() -> int:
     return 0
 
 
+def raise_file_limit() -> tuple[int, int]:
+    """Let this process open as many files as it may; give the limits, soft and hard, of before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        # Each process of the run and each enclave takes some.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft, hard
+
+
 def run_program(
     argv: list[str],
     *,
@@ -54,13 +63,16 @@ def run_program(
     require_host()
     program = find_program(argv[0])
     ignored = ignored_signals()
+    # The kernel keeps no wait status of a child for whoever ignores SIGCHLD.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    files = raise_file_limit()
     vdso = VdsoImage.load()
     xcr0 = vdso.native_xgetbv(0)
     observer = Observer(trace)
     model = Model(epc, xcr0, xsave_sizes(vdso, xcr0))
     with Platform(epc=epc, model=model, state=state) as platform:
         mask = supervisor_signals()
-        pid, listener = spawn(program, argv, mask)
+        pid, listener = spawn(program, argv, Inherited(mask, ignored, files))
         # The terminal's own signals go to the program; the supervisor ends when it does.
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)

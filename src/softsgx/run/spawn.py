@@ -7,6 +7,7 @@ is in place every open would wait for an answer, so nothing is imported or opene
 
 import ctypes
 import os
+import resource
 import signal
 import struct
 from typing import NoReturn
@@ -20,6 +21,7 @@ _SECCOMP_SET_MODE_FILTER = 1
 _NEW_LISTENER = 1 << 3
 _WAIT_KILLABLE_RECV = 1 << 5
 _NUMBER = 8  # bytes of what the child says: its listener, or a negative errno
+_IGNORED_CHILD = 1 << (signal.SIGCHLD - 1)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -50,7 +52,24 @@ def find_program(name: str) -> str:
     raise ProgramNotFound(f"{name}: program not found", 127)
 
 
-def spawn(program: str, argv: list[str], mask: set[int | signal.Signals]) -> tuple[int, int]:
+class Inherited:
+    """What the supervisor was started with and has changed for itself; the program gets it back.
+
+    `mask` is the blocked signals, `ignored` the ignored ones (bit n - 1 is signal n), `files` the
+    limits of open files.
+    """
+
+    __slots__ = ("files", "ignored", "mask")
+
+    def __init__(
+        self, mask: set[int | signal.Signals], ignored: int, files: tuple[int, int]
+    ) -> None:
+        self.mask = mask
+        self.ignored = ignored
+        self.files = files
+
+
+def spawn(program: str, argv: list[str], inherited: Inherited) -> tuple[int, int]:
     """Start `program` under the first filter, seized; give its pid and the filter's listener."""
     instructions = ctypes.create_string_buffer(bpf.first_filter())
     length = (len(instructions) - 1) // 8
@@ -61,7 +80,7 @@ def spawn(program: str, argv: list[str], mask: set[int | signal.Signals]) -> tup
     said_read, said_write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _child(program, argv, mask, go_read, said_write, fprog)
+        _child(program, argv, inherited, go_read, said_write, fprog)
     os.close(go_read)
     os.close(said_write)
     try:
@@ -110,7 +129,7 @@ def _end(pid: int) -> None:
 def _child(
     program: str,
     argv: list[str],
-    mask: set[int | signal.Signals],
+    inherited: Inherited,
     go: int,
     said: int,
     fprog: ctypes.Array[ctypes.c_char],
@@ -119,9 +138,12 @@ def _child(
         # Python ignores these two, and what is ignored stays so over an exec.
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
+        if inherited.ignored & _IGNORED_CHILD:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_NOFILE, inherited.files)
         environment = dict(os.environ)
         os.read(go, 1)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, inherited.mask)
         if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
             os.write(said, (-ctypes.get_errno()).to_bytes(_NUMBER, "little", signed=True))
             os._exit(125)
