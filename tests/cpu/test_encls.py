@@ -51,7 +51,7 @@ def u64(value: int) -> bytes:
         ({"baseaddr": 1 << 47}, "canonical"),
         ({"attributes": 0, "baseaddr": 1 << 32}, "4 GiB"),
         ({"attributes": 0, "baseaddr": 0, "size": 1 << 31}, "2^31"),
-        ({"size": 1 << 56, "baseaddr": 0}, "2^56"),
+        ({"size": 1 << 47, "baseaddr": 0}, "2^47"),
         ({"size": 4096}, "power of two"),
         ({"size": 0x3000}, "power of two"),
         ({"baseaddr": 0x7F00_0000_1000}, "aligned to SIZE"),

@@ -32,12 +32,21 @@ def test_other_leaves_are_the_hosts(leaf: int, subleaf: int) -> None:
         assert Model().cpuid(leaf, subleaf, NATIVE) == NATIVE
 
 
+@pytest.mark.parametrize("max_leaf", [0xD, 0x11])
+def test_leaves_between_the_hosts_last_and_12h_are_empty(max_leaf: int) -> None:
+    model = Model(max_leaf=max_leaf)
+    answers = {leaf: model.cpuid(leaf, 0, NATIVE) for leaf in (*range(8, 0x15), 1 << 31)}
+    empty = {leaf for leaf, answer in answers.items() if answer == ZERO}
+    assert empty == set(range(max_leaf + 1, 0x12))
+    assert {answers[leaf] for leaf in answers if leaf not in empty | {0x12}} == {NATIVE}
+
+
 def test_leaf_12h_is_not_the_hosts() -> None:
     model = Model()
     eax, ebx, ecx, edx = model.cpuid(0x12, 0, (0xFFFF_FFFF,) * 4)
     # SGX1 alone: no SGX2, no oversubscription leaves, no AEX-Notify.
     assert (eax, ebx, ecx) == (1, 1, 0)
-    assert edx == 0x381F
+    assert edx == 0x2F1F
 
 
 def test_the_settable_attributes_are_those_that_are_built() -> None:

@@ -36,9 +36,10 @@ XSAVE_SIZES = {
 # The legacy area and the header.
 XSAVE_MINIMUM = 576
 
-# log2 of the largest enclave, 32-bit and 64-bit: CPUID.12H.0:EDX.
+# What SIZE must be below, as a power of two, 32-bit and 64-bit: CPUID.12H.0:EDX. Processors with
+# SGX tell 38H; here an enclave has no pages beyond the user address space of 4-level paging.
 MAX_ENCLAVE_SIZE_NOT64 = 0x1F
-MAX_ENCLAVE_SIZE_64 = 0x38
+MAX_ENCLAVE_SIZE_64 = 0x2F
 
 # A physical address nobody uses; a section is told by CPUID but never dereferenced.
 _EPC_PHYSICAL_BASE = 0x10_0000_0000
@@ -58,20 +59,23 @@ class Model:
 
     ``epc_bytes`` is the EPC that CPUID reports. ``xcr0`` is the host's XCR0: XFRM offers of it what an
     enclave may have, because the host's XSAVE area is what an enclave's XSAVE really writes.
-    ``xsave_sizes`` is (size, offset) by component, CPUID.0DH's EAX and EBX.
+    ``xsave_sizes`` is (size, offset) by component, CPUID.0DH's EAX and EBX. ``max_leaf`` is the host's
+    highest basic CPUID leaf, CPUID.0:EAX.
     """
 
-    __slots__ = ("attributes", "epc_bytes", "miscselect", "xfrm", "xsave_sizes")
+    __slots__ = ("attributes", "epc_bytes", "max_leaf", "miscselect", "xfrm", "xsave_sizes")
 
     def __init__(
         self,
         epc_bytes: int = 128 << 20,
         xcr0: int = 7,
         xsave_sizes: dict[int, tuple[int, int]] | None = None,
+        max_leaf: int = _LEAF_SGX,
     ) -> None:
         if epc_bytes <= 0 or epc_bytes % 4096:
             raise ValueError(f"an EPC of {epc_bytes} bytes; a multiple of 4096 is wanted")
         self.epc_bytes = epc_bytes
+        self.max_leaf = max_leaf
         self.xsave_sizes = dict(XSAVE_SIZES if xsave_sizes is None else xsave_sizes)
         self.attributes = (
             ATTRIBUTE_DEBUG
@@ -117,6 +121,9 @@ class Model:
             return eax, ebx | _LEAF7_EBX_SGX, ecx | _LEAF7_ECX_SGX_LC, edx
         if leaf == _LEAF_SGX:
             return self._cpuid_sgx(subleaf)
+        if self.max_leaf < leaf < _LEAF_SGX:
+            # Beyond its last leaf a host answers what it likes (Intel's: as for the last one).
+            return 0, 0, 0, 0
         return native
 
     def _cpuid_sgx(self, subleaf: int) -> Cpuid:

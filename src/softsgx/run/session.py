@@ -69,7 +69,7 @@ def run_program(
     vdso = VdsoImage.load()
     xcr0 = vdso.native_xgetbv(0)
     observer = Observer(trace)
-    model = Model(epc, xcr0, xsave_sizes(vdso, xcr0))
+    model = Model(epc, xcr0, xsave_sizes(vdso, xcr0), vdso.native_cpuid(0)[0])
     with Platform(epc=epc, model=model, state=state) as platform:
         mask = supervisor_signals()
         pid, listener = spawn(program, argv, Inherited(mask, ignored, files))
