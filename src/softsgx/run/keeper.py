@@ -102,6 +102,8 @@ class _Held:
         except ProcessLookupError:
             os.close(uffd)
             return
+        except OSError:
+            return  # no descriptor left: this one stays open until the keeper ends
         self.processes[pidfd] = pid, uffd
         self.poll.register(pidfd, select.POLLIN)
 
