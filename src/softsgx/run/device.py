@@ -88,10 +88,10 @@ def _fstat_within(tracee: Tracee, fd: int) -> tuple[int, int]:
 class ProgramTask:
     """driver's Task port: the thread that stands in an ioctl."""
 
-    def __init__(self, tracee: Tracee, files: DeviceFiles, file: EnclaveFile, fd: int) -> None:
+    def __init__(self, tracee: Tracee, files: DeviceFiles) -> None:
         self._tracee = tracee
         self._files = files
-        self._memory = ProgramMemory(tracee, file, fd)
+        self._memory = ProgramMemory(tracee)
 
     @property
     def memory(self) -> ProgramMemory:
@@ -187,7 +187,7 @@ class DeviceCalls:
             return
         started = self._observer.now()
         pages = len(file.encl.page_array) if isinstance(file, EnclaveFile) else 0
-        task = self._task(tracee, file, fd)
+        task = self._task(tracee, file)
         error: DriverError | None = None
         try:
             result = file.ioctl(request, argument, task)
@@ -222,9 +222,9 @@ class DeviceCalls:
                     injector.call(n.SYS_MPROTECT, start, end - start, 0)
                     enclaves.set_narrowed(start, end)
 
-    def _task(self, tracee: Tracee, file: "DeviceFile", fd: int) -> Task:
+    def _task(self, tracee: Tracee, file: "DeviceFile") -> Task:
         if isinstance(file, EnclaveFile):
-            return ProgramTask(tracee, self._files, file, fd)
+            return ProgramTask(tracee, self._files)
         return LocalTask()  # the provision node touches no memory
 
     # -- mmap -------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ class DeviceCalls:
     def _map_enclave(self, tracee: Tracee, file: "DeviceFile") -> EnclaveVma | None:
         regs = tracee.regs
         address, length, prot, flags = regs.rdi, regs.rsi, regs.rdx & 7, regs.r10
-        task = self._task(tracee, file, regs.r8 & 0xFFFFFFFF)
+        task = self._task(tracee, file)
         file.check_mmap(address, length, prot, flags, task)
         if not isinstance(file, EnclaveFile):
             raise DriverError(errno.ENODEV, "only an enclave can be mapped")
@@ -411,7 +411,7 @@ class DeviceCalls:
             return
         try:
             for part in parts:
-                task = self._task(tracee, part.file, -1)
+                task = self._task(tracee, part.file)
                 part.file.check_mprotect(part.start, part.end, prot, task)
         except DriverError as refused:
             self._observer.refused(tracee, "mprotect", refused)

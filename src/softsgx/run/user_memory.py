@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory of a program as a leaf or an ioctl on its behalf sees it.
 
-Owns nothing. A page that is present is read from outside; any other is touched by the calling
-thread itself, through an injected pread or pwrite on the enclave's own descriptor, so that
-EFAULT and stalls (a page served by FUSE or by the program's userfaultfd) are that thread's own.
+Owns the buffer that copies go through. A page that is present is copied from outside; any other
+is brought in by the calling thread itself, through an injected MADV_POPULATE_READ or _WRITE, so
+that EFAULT and stalls (a page served by FUSE or by the program's userfaultfd) are that thread's
+own. Both pin pages as the kernel's driver does; no descriptor, and so no resource limit and no
+other thread's dup2, has a part in it.
+
+Sources: process_vm_readv(2), madvise(2), Documentation/admin-guide/mm/pagemap.rst.
 """
 
 import ctypes
+import errno
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,30 +19,35 @@ from typing import TYPE_CHECKING
 
 from softsgx.errors import Fault
 from softsgx.run import numbers as n
-from softsgx.run.tracee import Injector, Tracee, failed
+from softsgx.run.tracee import Tracee, failed
 
 if TYPE_CHECKING:
     from softsgx.cpu.memory import Elrange
-    from softsgx.driver.driver import EnclaveFile
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
 _READV = 310  # process_vm_readv
 _WRITEV = 311
 _IOVEC = struct.Struct("<QQ")
-_PRESENT = 1 << 63
+# Of a pagemap entry's last byte: present, and write-protected by a userfaultfd.
+_PRESENT = 1 << 63 - 56
+_UFFD_WP = 1 << 57 - 56
 _TOP = 1 << 47
-# No user mapping reaches the last page below 2^47, so no enclave page has this file offset.
-_STAGING = _TOP - 4096
-_SMALL = 16 * 4096
+_PAGE = n.PAGE_SIZE
+# What fits a processor's own cache costs little to copy twice.
+_PIECE = 512 * _PAGE
+# A page that was brought in may be gone again before it is copied.
+_PATIENCE = 16
+
+_piece = bytearray(_PIECE)
+_piece_at = ctypes.addressof((ctypes.c_char * _PIECE).from_buffer(_piece))
 
 
 class ProgramMemory:
-    """cpu's Memory port for the thread that stands in an ioctl on `file` (descriptor `fd`)."""
+    """cpu's Memory port for the thread that stands in an ioctl."""
 
-    def __init__(self, tracee: Tracee, file: "EnclaveFile", fd: int) -> None:
+    def __init__(self, tracee: Tracee) -> None:
         self._tracee = tracee
-        self._elrange = file.elrange
-        self._fd = fd
 
     @contextmanager
     def user_access(self) -> "Iterator[ProgramMemory]":
@@ -46,116 +56,111 @@ class ProgramMemory:
 
     def read(self, address: int, length: int) -> bytes:
         """Read user memory; a bad pointer is a page fault at the first byte that is not there."""
-        data = self._read_present(address, length)
-        if data is not None:
-            return data
         out = bytearray()
-        with self._tracee.injecting() as injector:
-            while len(out) < length:
-                step = min(4096, length - len(out))
-                done = self._injected(injector, n.SYS_PWRITE64, address + len(out), step)
-                out += self._elrange.read(_STAGING, done)
-                if done < step:
-                    break
-        self._elrange.discard(_STAGING, 4096)
-        if len(out) < length:
-            raise Fault.pf(address + len(out), "user memory is not readable")
+        while len(out) < length:
+            data = self._piece_of(address + len(out), length - len(out))
+            if not data:
+                raise Fault.pf(address + len(out), "user memory is not readable")
+            out += data
         return bytes(out)
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Write user memory; a bad pointer is a page fault."""
-        if self._present(address, len(data)) and _transfer(
-            _WRITEV, self._tracee.process.pid, address, bytearray(data)
-        ):
-            return
         written = 0
-        with self._tracee.injecting() as injector:
-            while written < len(data):
-                piece = data[written : written + 4096]
-                self._elrange.write(_STAGING, piece)
-                done = self._injected(injector, n.SYS_PREAD64, address + written, len(piece))
-                written += done
-                if done < len(piece):
-                    break
-        self._elrange.discard(_STAGING, 4096)
-        if written < len(data):
-            raise Fault.pf(address + written, "user memory is not writable")
+        while written < len(data):
+            piece = bytes(data[written : written + _PIECE])
+            done = self._copy(address + written, len(piece), piece)
+            if not done:
+                raise Fault.pf(address + written, "user memory is not writable")
+            written += done
 
     def fill(self, elrange: "Elrange", destination: int, source: int, length: int) -> int:
         """Copy user memory into the enclave's pages; give the bytes copied before a bad one."""
-        mm = self._tracee.mm
-        if mm.enclaves is not None and mm.enclaves.overlapping(source, source + length):
+        enclaves = self._tracee.mm.enclaves
+        if enclaves is not None and enclaves.overlapping(source, source + length):
             # VM_IO memory cannot be pinned: get_user_pages refuses it.
             return 0
-        if length <= _SMALL:
-            data = self._read_present(source, length)
-            if data is not None:
-                elrange.write(destination, data)
-                return length
-        done = 0
-        with self._tracee.injecting() as injector:
-            while done < length:
-                result = injector.call(
-                    n.SYS_PWRITE64, self._fd, source + done, length - done, destination + done
-                )
-                if failed(result) or not result:
-                    break
-                done += result
-        if done < length:
-            done += self._fill_from_outside(
-                elrange, destination + done, source + done, length - done
-            )
-        return done
-
-    def _fill_from_outside(
-        self, elrange: "Elrange", destination: int, source: int, length: int
-    ) -> int:
-        # The descriptor may be read-only, or RLIMIT_FSIZE in the way: neither hinders an ADD.
         done = 0
         while done < length:
-            step = min(4096 - (source + done) % 4096, length - done)
-            data = self._read_present(source + done, step)
-            if data is None:
+            data = self._piece_of(source + done, length - done)
+            if not data:
                 break
             elrange.write(destination + done, data)
-            done += step
+            done += len(data)
         return done
 
-    def _injected(self, injector: Injector, number: int, address: int, length: int) -> int:
-        result = injector.call(number, self._fd, address, length, _STAGING)
-        return 0 if failed(result) else result
+    def _piece_of(self, address: int, length: int) -> memoryview:
+        # The shared buffer: what is in it holds until the next time that this thread may suspend.
+        return memoryview(_piece)[: self._copy(address, min(length, _PIECE), None)]
 
-    def _read_present(self, address: int, length: int) -> bytes | None:
-        if not self._present(address, length):
-            return None
-        buffer = bytearray(length)
-        if _transfer(_READV, self._tracee.process.pid, address, buffer):
-            return bytes(buffer)
-        return None
+    def _copy(self, address: int, length: int, data: bytes | None) -> int:
+        """Copy up to `length` bytes into the buffer, or `data` out of it; 0 at a bad pointer."""
+        if not 0 <= address <= _TOP - length:
+            length = min(length, _TOP - address)
+            if address < 0 or length <= 0:
+                return 0
+        populated = False
+        for _ in range(_PATIENCE):
+            here = self._present(address, length, data is not None)
+            if here < 0 and populated:
+                # The pagemap cannot be had, but the thread has just touched them all.
+                here = length
+            if here > 0:
+                if data is not None:
+                    _piece[:here] = data[:here]
+                done = self._transfer(address, here, data is not None, populated)
+                if done > 0:
+                    return done
+            length = self._populate(address, length, data is not None)
+            if not length:
+                return 0
+            populated = True
+        return 0
 
-    def _present(self, address: int, length: int) -> bool:
-        # Touching an absent page from outside could wait for the very program that is stopped.
-        if length <= 0 or not 0 <= address <= _TOP - length:
-            return False
-        first, last = address >> 12, (address + length - 1) >> 12
+    def _populate(self, address: int, length: int, write: bool) -> int:
+        """Let the thread itself touch the pages; give up to where that is known to have worked."""
+        advice = n.MADV_POPULATE_WRITE if write else n.MADV_POPULATE_READ
+        start = address & -_PAGE
+        first_page = min(length, start + _PAGE - address)
+        with self._tracee.injecting() as injector:
+            for this in (length, first_page):
+                end = (address + this + _PAGE - 1) & -_PAGE
+                if not failed(injector.call(n.SYS_MADVISE, start, end - start, advice)):
+                    return this
+        return 0
+
+    def _transfer(self, address: int, length: int, write: bool, populated: bool) -> int:
+        """Copy between the buffer and pages that are present; give the bytes copied."""
+        done: int = _libc.syscall(
+            _WRITEV if write else _READV,
+            self._tracee.tid,
+            _IOVEC.pack(_piece_at, length),
+            ctypes.c_ulong(1),
+            _IOVEC.pack(address, length),
+            ctypes.c_ulong(1),
+            ctypes.c_ulong(0),
+        )
+        if done >= 0 or ctypes.get_errno() != errno.EPERM or not populated:
+            return done
+        # A program that has made itself non-dumpable. This way asks for no access rights, but
+        # the thread itself has shown that it has them.
+        if write:
+            return length if self._tracee.mm.write(address, bytes(_piece[:length])) else 0
+        data = self._tracee.mm.read(address, length)
+        _piece[: len(data)] = data
+        return len(data)
+
+    def _present(self, address: int, length: int, write: bool) -> int:
+        """Tell how many of the bytes lie in pages that are present; -1 where that is hidden.
+
+        Touching another page from outside could wait for the very program that is stopped.
+        """
+        first, last = address // _PAGE, (address + length - 1) // _PAGE
         entries = self._tracee.mm.pagemap(8 * first, 8 * (last - first + 1))
-        if len(entries) != 8 * (last - first + 1):
-            return False
-        return all(entry & _PRESENT for (entry,) in struct.iter_unpack("<Q", entries))
-
-
-def _transfer(number: int, pid: int, address: int, buffer: bytearray) -> bool:
-    length = len(buffer)
-    mine = (ctypes.c_char * length).from_buffer(buffer)
-    local = ctypes.create_string_buffer(_IOVEC.pack(ctypes.addressof(mine), length), 16)
-    remote = ctypes.create_string_buffer(_IOVEC.pack(address, length), 16)
-    done = _libc.syscall(
-        number,
-        pid,
-        local,
-        ctypes.c_ulong(1),
-        remote,
-        ctypes.c_ulong(1),
-        ctypes.c_ulong(0),
-    )
-    return bool(done == length)
+        if not entries:
+            return -1
+        wanted = _PRESENT | (_UFFD_WP if write else 0)
+        for at, entry in enumerate(entries[7::8]):
+            if entry & wanted != _PRESENT:
+                return max((first + at) * _PAGE - address, 0)
+        return min(length, (first + len(entries) // 8) * _PAGE - address)
