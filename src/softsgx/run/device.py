@@ -301,8 +301,7 @@ class DeviceCalls:
                 self._install_second_filter(tracee, injector)
             if not mm.records:
                 self._map_records(tracee, injector)
-            if not mm.enclaves.watched:
-                mm.enclaves.watch(self.make_userfaultfd(tracee, injector))
+            self._watch(tracee, injector, mm.enclaves)
             injector.call(n.SYS_MADVISE, vma.start, vma.end - vma.start, n.MADV_DONTDUMP)
 
     def watch_mappings(self, tracee: Tracee) -> None:
@@ -313,7 +312,6 @@ class DeviceCalls:
         tracee.finish_call(result)
 
     def _install_second_filter(self, tracee: Tracee, injector: Injector) -> None:
-        tracee.process.filtered = True
         program = self._filter
         mm = tracee.mm
         with mm.scratch_for(program) as at:
@@ -322,6 +320,7 @@ class DeviceCalls:
                 for flags in (_SECCOMP_FILTER_FLAG_TSYNC, 0):
                     result = injector.call(n.SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, fprog)
                     if not result:
+                        tracee.process.filtered = True
                         return
         raise Refused(
             f"process {tracee.process.pid} cannot be given the second filter: "
@@ -329,7 +328,13 @@ class DeviceCalls:
         )
 
     def make_userfaultfd(self, tracee: Tracee, injector: Injector) -> int:
-        """Make a userfaultfd of the thread's address space and take it out of the program."""
+        """Make a userfaultfd of the thread's address space, which lives as long as that."""
+        uffd = self._take_userfaultfd(tracee, injector)
+        self._keeper.keep(uffd, tracee.process.pid)
+        return uffd
+
+    @staticmethod
+    def _take_userfaultfd(tracee: Tracee, injector: Injector) -> int:
         flags = n.O_CLOEXEC | _O_NONBLOCK | USER_MODE_ONLY
         fd = injector.call(n.SYS_USERFAULTFD, flags)
         if failed(fd):
@@ -347,8 +352,18 @@ class DeviceCalls:
             ) from error
         finally:
             injector.call(n.SYS_CLOSE, fd)
-        self._keeper.keep(uffd, tracee.process.pid)
         return uffd
+
+    def _watch(self, tracee: Tracee, injector: Injector, enclaves: EnclaveMap) -> None:
+        uffd = -1 if enclaves.watched else self._take_userfaultfd(tracee, injector)
+        if uffd < 0:
+            return
+        if enclaves.watched:
+            # Another thread has mapped an enclave meanwhile: a range has one userfaultfd.
+            os.close(uffd)
+            return
+        enclaves.watch(uffd)
+        self._keeper.keep(uffd, tracee.process.pid)
 
     @staticmethod
     def _map_records(tracee: Tracee, injector: Injector) -> None:
@@ -358,7 +373,10 @@ class DeviceCalls:
             prot = n.PROT_READ | n.PROT_WRITE
             at = injector.call(n.SYS_MMAP, 0, TABLE_SIZE, prot, n.MAP_SHARED, fd, 0)
             injector.call(n.SYS_CLOSE, fd)
-            if not failed(at):
+            if not failed(at) and tracee.mm.records:
+                # Another thread was faster.
+                injector.call(n.SYS_MUNMAP, at, TABLE_SIZE)
+            elif not failed(at):
                 tracee.mm.records = at
 
     # -- what changes a mapping ---------------------------------------------------------------
