@@ -66,7 +66,7 @@ class DeviceFiles:
         if not self._files or not 0 <= fd < 1 << 31:
             return None
         try:
-            stat = os.stat(f"/proc/{tracee.process.pid}/fd/{fd}")
+            stat = os.stat(f"/proc/{tracee.tid}/fd/{fd}")
         except PermissionError:
             return self._files.get(_fstat_within(tracee, fd))
         except OSError:
@@ -343,7 +343,7 @@ class DeviceCalls:
                 f"({os.strerror(failed(fd))}): `softsgx info` tells the fix"
             )
         try:
-            uffd = ptrace.pidfd_getfd(tracee.process.pid, fd)
+            uffd = ptrace.pidfd_getfd(tracee.process.pid, fd, tracee.tid)
         except OSError as error:
             raise Refused(
                 f"pidfd_getfd of process {tracee.process.pid} is refused ({error.strerror}): "

@@ -115,8 +115,8 @@ class Programs:
             # What is written to a shared mapping is written to the file.
             ptrace.cont(tracee.tid)
             return
-        pid, fd, offset, length = tracee.process.pid, regs.r8 & 0xFFFFFFFF, regs.r9, regs.rsi
-        sites = self._sites(f"/proc/{pid}/fd/{fd}")
+        fd, offset, length = regs.r8 & 0xFFFFFFFF, regs.r9, regs.rsi
+        sites = self._sites(f"/proc/{tracee.tid}/fd/{fd}")
         here = [site for site in sites if offset <= site < offset + length]
         if not here:
             ptrace.cont(tracee.tid)
@@ -143,7 +143,7 @@ class Programs:
 
     def _patch_mapped(self, tracee: Tracee) -> None:
         # The program and its interpreter were mapped by the kernel, past every filter.
-        pid = tracee.process.pid
+        pid = tracee.tid
         try:
             with open(f"/proc/{pid}/maps", "rb") as maps:
                 lines = maps.readlines()
