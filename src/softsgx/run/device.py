@@ -249,13 +249,12 @@ class DeviceCalls:
             return file
         if vma is not None:
             self._adopt(tracee, vma)
-            tracee.finish_call(vma.start)
-        else:
-            ptrace.cont(tracee.tid)
+        tracee.finish_call(regs.rax)
         return file
 
     def _map_enclave(self, tracee: Tracee, file: "DeviceFile") -> EnclaveVma | None:
         regs = tracee.regs
+        given = regs.rdi, regs.r10, regs.r9
         address, length, prot, flags = regs.rdi, regs.rsi, regs.rdx & 7, regs.r10
         task = self._task(tracee, file)
         file.check_mmap(address, length, prot, flags, task)
@@ -276,16 +275,18 @@ class DeviceCalls:
             if failed(address):
                 regs.rax = address
                 raise DriverError(failed(address), "no room for the mapping")
-            regs.rdi = address
-            regs.r10 |= n.MAP_FIXED
+            flags |= n.MAP_FIXED
             try:
-                file.check_mmap(address, length, prot, regs.r10, task)
+                file.check_mmap(address, length, prot, flags, task)
             except DriverError:
                 with tracee.injecting() as injector:
                     injector.call(n.SYS_MUNMAP, address, length)
                 raise
-        regs.r9 = address  # the file offset is the linear address
+        # The file offset is the linear address.
+        regs.rdi, regs.r10, regs.r9 = address, flags, address
         result = tracee.run_to_exit()
+        # A system call changes no register but the result's, RCX and R11.
+        regs.rdi, regs.r10, regs.r9 = given
         if failed(result):
             return None
         return EnclaveVma(result, result + _round_up(length), prot, file)
