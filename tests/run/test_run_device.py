@@ -3,9 +3,18 @@
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from conftest import Harness
 
 
 def test_added_pages_go_by_no_descriptor_and_no_file_size_limit(softsgx: "Harness") -> None:
     softsgx.checked("other_descriptor")
+
+
+@pytest.mark.parametrize(
+    "what", ["at-once", "leader", "table", "registers", "ignored", "restarted", "interrupted"]
+)
+def test_what_comes_in_between(softsgx: "Harness", what: str) -> None:
+    softsgx.checked("threads_of_device", what)

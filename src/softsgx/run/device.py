@@ -19,7 +19,7 @@ from softsgx.run import bpf, ptrace
 from softsgx.run import numbers as n
 from softsgx.run.elrange_map import USER_MODE_ONLY, EnclaveMap, EnclaveVma
 from softsgx.run.records import TABLE_PATH, TABLE_SIZE
-from softsgx.run.tracee import Injector, Refused, Tracee, failed
+from softsgx.run.tracee import NO_SYSCALL, Injector, Refused, Tracee, failed
 from softsgx.run.user_memory import ProgramMemory
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _SECCOMP_SET_MODE_FILTER = 1
 _SECCOMP_FILTER_FLAG_TSYNC = 1
 _O_NONBLOCK = 0o4000
+_ERESTARTSYS = 512  # include/linux/errno.h
+# SIG_KERNEL_IGNORE_MASK: SIGCHLD, SIGCONT, SIGURG, SIGWINCH.
+_IGNORED_BY_DEFAULT = 1 << 16 | 1 << 17 | 1 << 22 | 1 << 27
 _READ_IMPLIES_EXEC = 0x0400000
 _PAGE = n.PAGE_SIZE
 _TOP = 1 << 47
@@ -141,7 +144,7 @@ class ProgramTask:
         """Tell whether a signal waits that the thread does not block."""
         if not ptrace.any_pending(self._tracee.tid):
             return False
-        pending = blocked = 0
+        pending = blocked = ignored = caught = 0
         try:
             with open(f"/proc/{self._tracee.tid}/status", "rb") as status:
                 for line in status:
@@ -149,9 +152,15 @@ class ProgramTask:
                         pending |= int(line.split()[1], 16)
                     elif line.startswith(b"SigBlk:"):
                         blocked = int(line.split()[1], 16)
+                    elif line.startswith(b"SigIgn:"):
+                        ignored = int(line.split()[1], 16)
+                    elif line.startswith(b"SigCgt:"):
+                        caught = int(line.split()[1], 16)
         except OSError:
             return False
-        return bool(pending & ~blocked)
+        # Queued only because the thread is traced: sig_ignored() would have dropped it.
+        ignored |= _IGNORED_BY_DEFAULT & ~caught
+        return bool(pending & ~blocked & ~ignored)
 
     def file(self, fd: int) -> "DeviceFile | None":
         """Give the device file behind a descriptor of the program, or None."""
@@ -198,7 +207,21 @@ class DeviceCalls:
         if isinstance(file, EnclaveFile) and len(file.encl.page_array) != pages:
             self._observer.pages_added += len(file.encl.page_array) - pages
             self._narrow(tracee, file, argument)
-        tracee.finish_call(result)
+        if result == -errno.EINTR:
+            self._restart(tracee)
+        else:
+            tracee.finish_call(result)
+
+    @staticmethod
+    def _restart(tracee: Tracee) -> None:
+        # The kernel's driver returns ERESTARTSYS: whether the program sees EINTR is for the
+        # handler's SA_RESTART to say, and the kernel decides it where the signal is delivered.
+        tracee.regs.orig_rax = NO_SYSCALL
+        tracee.run_to_exit()
+        tracee.regs.rax = -_ERESTARTSYS & NO_SYSCALL
+        tracee.regs.orig_rax = n.SYS_IOCTL
+        tracee.store_regs()
+        ptrace.cont(tracee.tid)
 
     @staticmethod
     def _narrow(tracee: Tracee, file: EnclaveFile, argument: int) -> None:
