@@ -56,11 +56,13 @@ def told(name: str) -> str:
 
 
 @contextmanager
-def created(attributes: int, pages: int = 256) -> Iterator[LocalEnclave]:
+def created(
+    attributes: int, pages: int = 256, size: int = 1 << 22, baseaddr: int = 1 << 46
+) -> Iterator[LocalEnclave]:
     with Platform(epc=pages << 12, state=State.temporary()) as platform:
         enclave = platform.open_enclave()
         secs = Secs.blank().replace(
-            size=1 << 22, baseaddr=1 << 46, ssaframesize=1, attributes=attributes, xfrm=3
+            size=size, baseaddr=baseaddr, ssaframesize=1, attributes=attributes, xfrm=3
         )
         enclave.create(secs.encode())
         yield enclave
@@ -80,6 +82,18 @@ def test_create_refuses_what_is_not_claimed_as_told(attribute: int) -> None:
     with pytest.raises(DriverError) as refused, created(ATTRIBUTE_MODE64BIT | attribute):
         pass
     assert f"CREATE gives {errno.errorcode[refused.value.errno]}" in told("AEX-Notify, CET")
+
+
+def test_an_enclave_that_is_too_large_gives_what_is_told() -> None:
+    with created(ATTRIBUTE_MODE64BIT, size=1 << 46):
+        pass
+    with (
+        pytest.raises(DriverError) as refused,
+        created(ATTRIBUTE_MODE64BIT, size=1 << 47, baseaddr=0),
+    ):
+        pass
+    name = errno.errorcode[refused.value.errno]
+    assert told("enclaves of 2^47 bytes and more").endswith(f"CREATE gives {name}")
 
 
 def test_an_epc_that_is_full_gives_what_is_told() -> None:

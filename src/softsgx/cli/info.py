@@ -35,6 +35,7 @@ NOT_MODELLED = (
     ("ENCLV, virtual EPC", "#UD; there is no /dev/sgx_vepc"),
     ("the drivers dcap, v16 and isgx", "only the driver of mainline Linux is there"),
     ("32-bit enclaves", "they can be built and measured; EENTER is #GP"),
+    ("enclaves of 2^47 bytes and more", "not claimed: CREATE gives EIO"),
     ("32-bit host programs", "they run without SGX, with a warning"),
     ("mremap that moves enclave memory", "EINVAL"),
     ("poisoning enclave pages", "MADV_HWPOISON and MADV_SOFT_OFFLINE give EPERM"),
