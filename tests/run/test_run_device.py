@@ -14,7 +14,8 @@ def test_added_pages_go_by_no_descriptor_and_no_file_size_limit(softsgx: "Harnes
 
 
 @pytest.mark.parametrize(
-    "what", ["at-once", "leader", "table", "registers", "ignored", "restarted", "interrupted"]
+    "what",
+    ["at-once", "leader", "table", "filter", "registers", "ignored", "restarted", "interrupted"],
 )
 def test_what_comes_in_between(softsgx: "Harness", what: str) -> None:
     softsgx.checked("threads_of_device", what)

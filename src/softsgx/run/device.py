@@ -10,6 +10,7 @@ import errno
 import os
 import struct
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from softsgx.arch.ioctl import EnclaveAddPages
 from softsgx.driver.driver import EnclaveFile
@@ -19,7 +20,7 @@ from softsgx.run import bpf, ptrace
 from softsgx.run import numbers as n
 from softsgx.run.elrange_map import USER_MODE_ONLY, EnclaveMap, EnclaveVma
 from softsgx.run.records import TABLE_PATH, TABLE_SIZE
-from softsgx.run.tracee import NO_SYSCALL, Injector, Refused, Tracee, failed
+from softsgx.run.tracee import NO_SYSCALL, Injector, Process, Refused, Tracee, failed
 from softsgx.run.user_memory import ProgramMemory
 
 if TYPE_CHECKING:
@@ -183,6 +184,9 @@ class DeviceCalls:
         self._keeper = keeper
         self._observer = observer
         self._filter = bpf.second_filter()
+        # Processes whose threads cannot share the second filter, and the threads that have it.
+        self._apart: WeakSet[Process] = WeakSet()
+        self._filtered: WeakSet[Tracee] = WeakSet()
 
     # -- ioctl ------------------------------------------------------------------------------
 
@@ -194,6 +198,9 @@ class DeviceCalls:
         if file is None:
             ptrace.cont(tracee.tid)
             return
+        if self._unfiltered(tracee):
+            with tracee.injecting() as injector:
+                self._install_second_filter(tracee, injector)
         started = self._observer.now()
         pages = len(file.encl.page_array) if isinstance(file, EnclaveFile) else 0
         task = self._task(tracee, file)
@@ -320,8 +327,8 @@ class DeviceCalls:
             mm.enclaves = EnclaveMap()
         mm.enclaves.add(vma)
         with tracee.injecting() as injector:
-            if not tracee.process.filtered:
-                # The descriptor came from another process.
+            if not tracee.process.filtered or self._unfiltered(tracee):
+                # The descriptor came from another process, or another thread.
                 self._install_second_filter(tracee, injector)
             if not mm.records:
                 self._map_records(tracee, injector)
@@ -335,6 +342,9 @@ class DeviceCalls:
             self._install_second_filter(tracee, injector)
         tracee.finish_call(result)
 
+    def _unfiltered(self, tracee: Tracee) -> bool:
+        return tracee.process in self._apart and tracee not in self._filtered
+
     def _install_second_filter(self, tracee: Tracee, injector: Injector) -> None:
         program = self._filter
         mm = tracee.mm
@@ -345,6 +355,12 @@ class DeviceCalls:
                     result = injector.call(n.SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, fprog)
                     if not result:
                         tracee.process.filtered = True
+                        if not flags:
+                            # A thread has a filter of its own, so that TSYNC reaches none. Each
+                            # is given ours where it first calls the device; one that never does,
+                            # but changes an enclave's mapping, is not seen.
+                            self._apart.add(tracee.process)
+                            self._filtered.add(tracee)
                         return
         raise Refused(
             f"process {tracee.process.pid} cannot be given the second filter: "

@@ -2,7 +2,10 @@
 /* The device's calls of several threads, by the name of what comes in between. */
 #include "host.h"
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sched.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 
 static pthread_barrier_t barrier;
@@ -72,6 +75,29 @@ static void *own_table(void *nothing)
 	unshare(CLONE_FILES);
 	enclave = build(&the_image);
 	CHECK("an enclave of a thread with its own descriptors", do_op(&enclave, 0, &op));
+	return nothing;
+}
+
+/* A filter of the thread's own keeps the filters of the process's threads apart. */
+static void *own_filter(void *nothing)
+{
+	struct sock_filter allow = { BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW };
+	struct sock_fprog program = { 1, &allow };
+	struct op op = { .code = OP_NOP };
+	struct enclave enclave;
+
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, 2, &program))
+		fail("PR_SET_SECCOMP");
+	pthread_barrier_wait(&barrier);
+	pthread_barrier_wait(&barrier);
+	enclave = build(&the_image);
+	CHECK("an enclave of a thread with its own filter", do_op(&enclave, 0, &op));
+	for (int i = 0; i < the_image.segments; i++)
+		if (!(the_image.segment[i].prot & PROT_WRITE))
+			check_errno("more than a page allows",
+				    mprotect((void *)(enclave.base + the_image.segment[i].offset),
+					     PAGE, PROT_READ | PROT_WRITE),
+				    EACCES);
 	return nothing;
 }
 
@@ -182,6 +208,13 @@ int main(int argc, char **argv)
 		pthread_join(thread, NULL);
 		check_works("the other threads' descriptors",
 			    created(open_device(), reserve(the_image.size)));
+	} else if (!strcmp(what, "filter")) {
+		pthread_barrier_init(&barrier, NULL, 2);
+		pthread_create(&thread, NULL, own_filter, NULL);
+		pthread_barrier_wait(&barrier);
+		open_device();
+		pthread_barrier_wait(&barrier);
+		pthread_join(thread, NULL);
 	} else if (!strcmp(what, "registers")) {
 		registers(open_device(), 0);
 		registers(open("/dev/sgx_provision", O_RDWR), -ENODEV);
