@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The system calls that concern an enclave: ioctl, and everything that maps or unmaps it.
 
-Owns the table of open device files, by inode. A program's descriptor is a memfd whose file
+Owns nothing. A program's descriptor is a memfd whose file
 offset is the linear address, so a mapping of it only needs its offset set right; what the
 kernel's driver would refuse is refused here by the driver's own rules.
 """
@@ -18,10 +18,10 @@ from softsgx.driver.task import LocalTask, Task
 from softsgx.errors import DriverError
 from softsgx.run import bpf, ptrace
 from softsgx.run import numbers as n
+from softsgx.run.device_files import DeviceFiles, ProgramTask
 from softsgx.run.elrange_map import USER_MODE_ONLY, EnclaveMap, EnclaveVma
-from softsgx.run.records import TABLE_PATH, TABLE_SIZE
+from softsgx.run.records import TABLE_SIZE
 from softsgx.run.tracee import NO_SYSCALL, Injector, Process, Refused, Tracee, failed
-from softsgx.run.user_memory import ProgramMemory
 
 if TYPE_CHECKING:
     from softsgx.driver.driver import ProvisionFile
@@ -29,159 +29,33 @@ if TYPE_CHECKING:
     DeviceFile = EnclaveFile | ProvisionFile
     from softsgx.run.keeper import Keeper
     from softsgx.run.observe import Observer
+    from softsgx.run.records import RecordTable
 
 _SECCOMP_SET_MODE_FILTER = 1
 _SECCOMP_FILTER_FLAG_TSYNC = 1
 _O_NONBLOCK = 0o4000
 _ERESTARTSYS = 512  # include/linux/errno.h
-# SIG_KERNEL_IGNORE_MASK: SIGCHLD, SIGCONT, SIGURG, SIGWINCH.
-_IGNORED_BY_DEFAULT = 1 << 16 | 1 << 17 | 1 << 22 | 1 << 27
-_READ_IMPLIES_EXEC = 0x0400000
 _PAGE = n.PAGE_SIZE
 _TOP = 1 << 47
-_NOEXEC = b"noexec"
-_STAT_SIZE = 144  # struct stat
-_BELOW_STACK = 4096  # clear of the red zone
 
 
 def _round_up(length: int) -> int:
     return (length + _PAGE - 1) & ~(_PAGE - 1)
 
 
-class DeviceFiles:
-    """Open files of the device nodes, found again by the inode of a program's descriptor."""
-
-    def __init__(self) -> None:
-        self._files: dict[tuple[int, int], DeviceFile] = {}
-
-    def add(self, fd: int, file: "DeviceFile") -> None:
-        """Enter the file whose inode `fd` has."""
-        stat = os.fstat(fd)
-        self._files[stat.st_dev, stat.st_ino] = file
-
-    def remove(self, file: "DeviceFile") -> None:
-        """Forget a released file."""
-        for key, known in list(self._files.items()):
-            if known is file:
-                del self._files[key]
-
-    def of(self, tracee: Tracee, fd: int) -> "DeviceFile | None":
-        """Give the device file behind a descriptor of the stopped thread's process."""
-        if not self._files or not 0 <= fd < 1 << 31:
-            return None
-        try:
-            stat = os.stat(f"/proc/{tracee.tid}/fd/{fd}")
-        except PermissionError:
-            return self._files.get(_fstat_within(tracee, fd))
-        except OSError:
-            return None
-        return self._files.get((stat.st_dev, stat.st_ino))
-
-
-def _fstat_within(tracee: Tracee, fd: int) -> tuple[int, int]:
-    # A program that has made itself non-dumpable closes /proc: it is asked itself.
-    buffer = (tracee.regs.rsp - _BELOW_STACK) & ~0xF
-    before = tracee.mm.read(buffer, _STAT_SIZE)
-    with tracee.injecting() as injector:
-        injector.call(n.SYS_FSTAT, fd, buffer)
-    dev, ino = struct.unpack("<QQ", tracee.mm.read(buffer, 16).ljust(16, b"\0"))
-    tracee.mm.write(buffer, before)
-    return dev, ino
-
-
-class ProgramTask:
-    """driver's Task port: the thread that stands in an ioctl."""
-
-    def __init__(self, tracee: Tracee, files: DeviceFiles) -> None:
-        self._tracee = tracee
-        self._files = files
-        self._memory = ProgramMemory(tracee)
-
-    @property
-    def memory(self) -> ProgramMemory:
-        """Give the caller's address space."""
-        return self._memory
-
-    def may_exec(self, address: int) -> bool | None:
-        """Tell whether the first VMA that ends above `address` has VM_MAYEXEC; None without one."""
-        return self._vma(address)[2]
-
-    def _vma(self, address: int) -> tuple[int, int, bool | None]:
-        # What was seen last, because a loader adds page after page of one mapping.
-        seen = self._tracee.mm.source_vma
-        if seen is not None and seen[0] <= address < seen[1]:
-            return seen
-        found: tuple[int, int, bool | None] = (0, 0, None)
-        try:
-            with open(f"/proc/{self._tracee.tid}/maps", "rb") as maps:
-                for line in maps:
-                    span, _, _, device, inode, *_ = line.split(None, 5)
-                    low, _, high = span.partition(b"-")
-                    if address < int(high, 16):
-                        may = inode == b"0" or not self._on_noexec_mount(device)
-                        found = (int(low, 16), int(high, 16), may)
-                        break
-        except OSError:
-            # The program hides its maps; the copy itself still tells a bad pointer.
-            found = (0, _TOP, True)
-        self._tracee.mm.source_vma = found if found[2] else None
-        return found
-
-    def _on_noexec_mount(self, device: bytes) -> bool:
-        major, minor = (int(part, 16) for part in device.split(b":"))
-        with open(f"/proc/{self._tracee.tid}/mountinfo", "rb") as mounts:
-            for line in mounts:
-                fields = line.split(b" ")
-                if fields[2] == b"%d:%d" % (major, minor):
-                    return _NOEXEC in fields[5].split(b",")
-        return False
-
-    def vma_end(self, address: int) -> int:
-        """Tell up to where the answer of `may_exec(address)` holds."""
-        low, high, _ = self._vma(address)
-        return high if low <= address < high else address + _PAGE
-
-    def signal_pending(self) -> bool:
-        """Tell whether a signal waits that the thread does not block."""
-        if not ptrace.any_pending(self._tracee.tid):
-            return False
-        pending = blocked = ignored = caught = 0
-        try:
-            with open(f"/proc/{self._tracee.tid}/status", "rb") as status:
-                for line in status:
-                    if line.startswith((b"SigPnd:", b"ShdPnd:")):
-                        pending |= int(line.split()[1], 16)
-                    elif line.startswith(b"SigBlk:"):
-                        blocked = int(line.split()[1], 16)
-                    elif line.startswith(b"SigIgn:"):
-                        ignored = int(line.split()[1], 16)
-                    elif line.startswith(b"SigCgt:"):
-                        caught = int(line.split()[1], 16)
-        except OSError:
-            return False
-        # Queued only because the thread is traced: sig_ignored() would have dropped it.
-        ignored |= _IGNORED_BY_DEFAULT & ~caught
-        return bool(pending & ~blocked & ~ignored)
-
-    def file(self, fd: int) -> "DeviceFile | None":
-        """Give the device file behind a descriptor of the program, or None."""
-        return self._files.of(self._tracee, fd)
-
-    def read_implies_exec(self) -> bool:
-        """Tell whether the process has the READ_IMPLIES_EXEC personality."""
-        try:
-            with open(f"/proc/{self._tracee.tid}/personality", "rb") as personality:
-                return bool(int(personality.read(), 16) & _READ_IMPLIES_EXEC)
-        except (OSError, ValueError):
-            return False
-
-
 class DeviceCalls:
     """Carries out the traced system calls that concern an enclave."""
 
-    def __init__(self, files: DeviceFiles, keeper: "Keeper", observer: "Observer") -> None:
+    def __init__(
+        self,
+        files: DeviceFiles,
+        keeper: "Keeper",
+        records: "RecordTable",
+        observer: "Observer",
+    ) -> None:
         self._files = files
         self._keeper = keeper
+        self._records = records
         self._observer = observer
         self._filter = bpf.second_filter()
         # Processes whose threads cannot share the second filter, and the threads that have it.
@@ -405,19 +279,17 @@ class DeviceCalls:
         enclaves.watch(uffd)
         self._keeper.keep(uffd, tracee.process.pid)
 
-    @staticmethod
-    def _map_records(tracee: Tracee, injector: Injector) -> None:
-        with tracee.mm.scratch_for(TABLE_PATH) as path:
-            fd = injector.call(n.SYS_OPENAT, n.AT_FDCWD, path, os.O_RDWR | n.O_CLOEXEC)
-        if not failed(fd):
-            prot = n.PROT_READ | n.PROT_WRITE
+    def _map_records(self, tracee: Tracee, injector: Injector) -> None:
+        prot = n.PROT_READ | n.PROT_WRITE
+        with injector.lend(self._records.fd) as fd:
+            if failed(fd):
+                return
             at = injector.call(n.SYS_MMAP, 0, TABLE_SIZE, prot, n.MAP_SHARED, fd, 0)
-            injector.call(n.SYS_CLOSE, fd)
-            if not failed(at) and tracee.mm.records:
-                # Another thread was faster.
-                injector.call(n.SYS_MUNMAP, at, TABLE_SIZE)
-            elif not failed(at):
-                tracee.mm.records = at
+        if not failed(at) and tracee.mm.records:
+            # Another thread was faster.
+            injector.call(n.SYS_MUNMAP, at, TABLE_SIZE)
+        elif not failed(at):
+            tracee.mm.records = at
 
     # -- what changes a mapping ---------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from softsgx.run import numbers as n
-from softsgx.run.records import TABLE_PATH
+from softsgx.run.tracee import LENT_PATH
 
 if TYPE_CHECKING:
     from softsgx.run.notification import Listener, Notification
@@ -50,13 +50,10 @@ class PathCalls:
         self,
         nodes: dict[str, str],
         links: dict[str, str],
-        table_fd: int,
         open_node: "Callable[[Tracee, str, int], int]",
     ) -> None:
         self._nodes = nodes
         self._links = links
-        self._table_path = os.fsdecode(TABLE_PATH.rstrip(b"\0"))
-        self._table_fd = table_fd
         self._open_node = open_node
         self._minors = {path: 120 + at for at, path in enumerate(sorted(set(nodes.values())))}
         self._since = int(time.time())
@@ -64,8 +61,8 @@ class PathCalls:
     def answer(self, listener: "Listener", call: "Notification", tracee: "Tracee | None") -> None:
         """Answer one call."""
         path = self._path(call, tracee) if tracee is not None else None
-        if tracee is not None and tracee.borrowing and path == self._table_path:
-            listener.give(call, self._table_fd, n.O_CLOEXEC)
+        if tracee is not None and tracee.lent >= 0 and path == LENT_PATH:
+            listener.give(call, tracee.lent, n.O_CLOEXEC)
             return
         node = self._nodes.get(path) if path else None
         if node is None or path is None or tracee is None:

@@ -15,9 +15,6 @@ _SLOTS = 1 << 16
 _TCS_AT = _SLOTS * ThreadRecord.SIZE
 TABLE_SIZE = _TCS_AT + _SLOTS * TcsRecord.SIZE
 
-# What an injected open asks for; the supervisor answers with the table's descriptor.
-TABLE_PATH = b"/softsgx/records\0"
-
 
 class RecordTable:
     """Lends records of the shared table."""

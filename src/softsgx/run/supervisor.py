@@ -20,7 +20,8 @@ from greenlet import greenlet
 from softsgx.driver.driver import ENCLAVE, LINKS, NODES, EnclaveFile
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
-from softsgx.run.device import DeviceCalls, DeviceFiles
+from softsgx.run.device import DeviceCalls
+from softsgx.run.device_files import DeviceFiles
 from softsgx.run.keeper import Keeper
 from softsgx.run.notification import Listener
 from softsgx.run.paths import PathCalls
@@ -107,12 +108,12 @@ class Supervisor:
         self._keeper = Keeper()
         self._records = RecordTable()
         platform.processor.tcs_records = self._records.tcs
-        self._device = DeviceCalls(self._files, self._keeper, observer)
+        self._device = DeviceCalls(self._files, self._keeper, self._records, observer)
         self._programs = Programs(vdso, observer)
         self._traps = Traps(
             platform.processor, platform.processor.model, vdso, observer, self._records, xcr0
         )
-        self._paths = PathCalls(NODES, LINKS, self._records.fd, self._open_node)
+        self._paths = PathCalls(NODES, LINKS, self._open_node)
         self._tracees: dict[int, Tracee] = {}
         # A new thread may stop before its parent's event tells whose child it is.
         self._early: dict[int, int] = {}

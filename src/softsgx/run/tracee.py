@@ -29,6 +29,8 @@ GROUP_STOPS = (n.SIGSTOP, 20, 21, 22)  # SIGTSTP, SIGTTIN, SIGTTOU
 SCRATCH_SLOT = 512
 _SA_RESETHAND = 0x80000000
 _SYSCALL_STOP = n.SIGTRAP | 0x80
+# What an injected open asks for; the supervisor answers it with the descriptor that is lent.
+LENT_PATH = "/softsgx/lent"
 NO_SYSCALL = 0xFFFFFFFFFFFFFFFF
 _ALL_SIGNALS = 0xFFFFFFFFFFFFFFFF
 _ERRNO_FLOOR = 0xFFFFFFFFFFFFF000
@@ -224,6 +226,7 @@ class Tracee:
         self.record_slot = -1
         self.trapped = False  # its last stop was an ENCLU or a CPUID: it will stop again at once
         self.borrowing = False  # the thread carries out a call for us
+        self.lent = -1  # the supervisor's descriptor that a call of ours asks for
         self.replaced = False  # and an exec came in between, whose stop is still to be handled
         self.borrowed = False  # an injected call has ended the signal-delivery stop
         self.ended = False
@@ -340,6 +343,18 @@ class Injector:
         self._regs.r13 = INJECTION_DONE
         self.used = False
         self.stopped = 0  # the stop signal that came meanwhile
+
+    @contextmanager
+    def lend(self, fd: int) -> Iterator[int]:
+        """Give the program a copy of our descriptor for a while; an errno as a call's result."""
+        tracee = self._tracee
+        tracee.lent = fd
+        with tracee.mm.scratch_for(LENT_PATH.encode() + b"\0") as path:
+            number = self.call(n.SYS_OPENAT, n.AT_FDCWD, path, os.O_RDWR | n.O_CLOEXEC)
+        tracee.lent = -1
+        yield number
+        if not failed(number):
+            self.call(n.SYS_CLOSE, number)
 
     def call(self, syscall: int, *args: int) -> int:
         """Carry out one call and give what it returned, as an unsigned 64-bit number."""

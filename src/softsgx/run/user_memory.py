@@ -4,8 +4,7 @@
 Owns the buffer that copies go through. A page that is present is copied from outside; any other
 is brought in by the calling thread itself, through an injected MADV_POPULATE_READ or _WRITE, so
 that EFAULT and stalls (a page served by FUSE or by the program's userfaultfd) are that thread's
-own. Both pin pages as the kernel's driver does; no descriptor, and so no resource limit and no
-other thread's dup2, has a part in it.
+own. Long runs that ADD_PAGES copies are written by the thread itself.
 
 Sources: process_vm_readv(2), madvise(2), Documentation/admin-guide/mm/pagemap.rst.
 """
@@ -36,6 +35,8 @@ _TOP = 1 << 47
 _PAGE = n.PAGE_SIZE
 # What fits a processor's own cache costs little to copy twice.
 _PIECE = 512 * _PAGE
+# From here on two injected calls more are worth one copy less.
+_LONG = 1 << 20
 # A page that was brought in may be gone again before it is copied.
 _PATIENCE = 16
 
@@ -80,7 +81,7 @@ class ProgramMemory:
         if enclaves is not None and enclaves.overlapping(source, source + length):
             # VM_IO memory cannot be pinned: get_user_pages refuses it.
             return 0
-        done = 0
+        done = self._written_by_thread(elrange, destination, source, length)
         while done < length:
             data = self._piece_of(source + done, length - done)
             if not data:
@@ -88,6 +89,38 @@ class ProgramMemory:
             elrange.write(destination + done, data)
             done += len(data)
         return done
+
+    def _written_by_thread(
+        self, elrange: "Elrange", destination: int, source: int, length: int
+    ) -> int:
+        """Let the thread write a long run itself, which takes one copy; give the whole pages done.
+
+        By a descriptor lent for that time, because another thread may change what the program's
+        own number stands for. What is not done, for whatever reason, is copied from outside.
+        """
+        fd = getattr(elrange, "fd", -1)
+        if length < _LONG or fd < 0 or not self._unlimited():
+            return 0
+        done = 0
+        with self._tracee.injecting() as injector, injector.lend(fd) as lent:
+            while done < length and not failed(lent):
+                result = injector.call(
+                    n.SYS_PWRITE64, lent, source + done, length - done, destination + done
+                )
+                if failed(result) or not result:
+                    break
+                done += result
+        whole = done & -_PAGE
+        if done != whole:
+            elrange.discard(destination + whole, _PAGE)
+        return whole
+
+    def _unlimited(self) -> bool:
+        # RLIMIT_FSIZE counts the file offset, and kills.
+        import resource  # noqa: PLC0415  (few programs add long runs)
+
+        limit, _ = resource.prlimit(self._tracee.tid, resource.RLIMIT_FSIZE)
+        return limit == resource.RLIM_INFINITY
 
     def _piece_of(self, address: int, length: int) -> memoryview:
         # The shared buffer: what is in it holds until the next time that this thread may suspend.
