@@ -270,20 +270,21 @@ class Tracee:
     def go_to_signal(self, signal: int) -> None:
         """Let the thread run into the delivery stop of a signal that was just sent to it."""
         self.borrowing = True
-        stopped = 0
+        stopped, passed_on = False, 0
         while True:
-            ptrace.cont(self.tid)
+            ptrace.cont(self.tid, passed_on)
+            passed_on = 0
             status = self.wait()
             event, number = status >> 16, (status >> 8) & 0xFF
             if not event and number == signal:
                 break
             if event == ptrace.EVENT_STOP:
-                stopped = number if number in GROUP_STOPS else 0
+                stopped = number in GROUP_STOPS
             elif not event and number == n.SIGSTOP:
-                stopped = number
+                passed_on = number
         self.borrowing = False
         if stopped:
-            ptrace.tgkill(self.process.pid, self.tid, stopped)
+            ptrace.interrupt(self.tid)
 
     def run_to_exit(self) -> int:
         """Let the system call at a seccomp stop run to its exit stop; give its result."""
@@ -328,8 +329,8 @@ class Tracee:
                 if injector.used:
                     ptrace.set_regs(self.tid, self.regs)
                 if injector.stopped:
-                    # The stop that was passed over, sent again.
-                    ptrace.tgkill(self.process.pid, self.tid, injector.stopped)
+                    # It joins the stop that it ran on in, unless SIGCONT has ended that.
+                    ptrace.interrupt(self.tid)
 
 
 class Injector:
@@ -342,7 +343,7 @@ class Injector:
         self._regs.rflags &= ~_DIRECTION_AND_TRAP
         self._regs.r13 = INJECTION_DONE
         self.used = False
-        self.stopped = 0  # the stop signal that came meanwhile
+        self.stopped = False  # a group stop came meanwhile
 
     @contextmanager
     def lend(self, fd: int) -> Iterator[int]:
@@ -369,8 +370,10 @@ class Injector:
         ptrace.set_regs(tracee.tid, regs)
         self.used = True
         seen = UserRegs()
+        passed_on = 0
         while True:
-            ptrace.cont(tracee.tid)
+            ptrace.cont(tracee.tid, passed_on)
+            passed_on = 0
             status = tracee.wait()
             event, number = status >> 16, (status >> 8) & 0xFF
             if event == ptrace.EVENT_SECCOMP:
@@ -380,9 +383,9 @@ class Injector:
                 # the injected call is itself one that the filters trace: let it pass
             elif event == ptrace.EVENT_STOP:
                 # A group stop; or, told as SIGTRAP, the SIGCONT that ends it.
-                self.stopped = number if number in GROUP_STOPS else 0
+                self.stopped = number in GROUP_STOPS
             elif not event and number == n.SIGSTOP:
-                self.stopped = number  # it cannot be blocked, only passed over
+                passed_on = number  # it cannot be blocked; the group stop comes next
             elif not event:
                 raise Refused(
                     f"process {tracee.process.pid} cannot be made to carry out system call "

@@ -51,22 +51,6 @@ static bool goes_on(void)
 	return false;
 }
 
-/* The same, with SIGCONT sent anew: a thread that ran on in a stop may join it after the first. */
-static bool is_made_to_go_on(pid_t pid)
-{
-	unsigned long turns = shared->turns;
-
-	for (int i = 0; i < 400; i++) {
-		kill(pid, SIGCONT);
-		for (int j = 0; j < 20; j++) {
-			if (shared->turns >= turns + 2)
-				return true;
-			usleep(1000);
-		}
-	}
-	return false;
-}
-
 static bool ends(pid_t pid)
 {
 	int status;
@@ -94,7 +78,7 @@ static void stop_often(const char *name, pid_t pid, int number, int rounds)
 			return;
 		}
 		kill(pid, SIGCONT);
-		if (!check(number == SIGTSTP ? is_made_to_go_on(pid) : goes_on(), name,
+		if (!check(goes_on(), name,
 			   "round %d: does not go on after SIGCONT", i)) {
 			kill(pid, SIGKILL);
 			return;
