@@ -281,10 +281,11 @@ class DeviceCalls:
 
     def _map_records(self, tracee: Tracee, injector: Injector) -> None:
         prot = n.PROT_READ | n.PROT_WRITE
-        with injector.lend(self._records.fd) as fd:
-            if failed(fd):
-                return
-            at = injector.call(n.SYS_MMAP, 0, TABLE_SIZE, prot, n.MAP_SHARED, fd, 0)
+        fd = injector.lend(self._records.fd)
+        if failed(fd):
+            return
+        at = injector.call(n.SYS_MMAP, 0, TABLE_SIZE, prot, n.MAP_SHARED, fd, 0)
+        injector.call(n.SYS_CLOSE, fd)
         if not failed(at) and tracee.mm.records:
             # Another thread was faster.
             injector.call(n.SYS_MUNMAP, at, TABLE_SIZE)

@@ -345,17 +345,14 @@ class Injector:
         self.used = False
         self.stopped = False  # a group stop came meanwhile
 
-    @contextmanager
-    def lend(self, fd: int) -> Iterator[int]:
-        """Give the program a copy of our descriptor for a while; an errno as a call's result."""
+    def lend(self, fd: int) -> int:
+        """Give the program a copy of our descriptor, to be closed soon; its number or an errno."""
         tracee = self._tracee
         tracee.lent = fd
         with tracee.mm.scratch_for(LENT_PATH.encode() + b"\0") as path:
             number = self.call(n.SYS_OPENAT, n.AT_FDCWD, path, os.O_RDWR | n.O_CLOEXEC)
         tracee.lent = -1
-        yield number
-        if not failed(number):
-            self.call(n.SYS_CLOSE, number)
+        return number
 
     def call(self, syscall: int, *args: int) -> int:
         """Carry out one call and give what it returned, as an unsigned 64-bit number."""

@@ -49,11 +49,18 @@ class ProgramMemory:
 
     def __init__(self, tracee: Tracee) -> None:
         self._tracee = tracee
+        self._lent = -1  # the descriptor that the program has of us for this scope
 
     @contextmanager
     def user_access(self) -> "Iterator[ProgramMemory]":
         """Open the window; what is inside may suspend the caller."""
-        yield self
+        try:
+            yield self
+        finally:
+            if self._lent >= 0 and not self._tracee.ended:
+                with self._tracee.injecting() as injector:
+                    injector.call(n.SYS_CLOSE, self._lent)
+                self._lent = -1
 
     def read(self, address: int, length: int) -> bytes:
         """Read user memory; a bad pointer is a page fault at the first byte that is not there."""
@@ -99,13 +106,18 @@ class ProgramMemory:
         own number stands for. What is not done, for whatever reason, is copied from outside.
         """
         fd = getattr(elrange, "fd", -1)
-        if length < _LONG or fd < 0 or not self._unlimited():
+        if length < _LONG or fd < 0 or (self._lent < 0 and not self._unlimited()):
             return 0
         done = 0
-        with self._tracee.injecting() as injector, injector.lend(fd) as lent:
-            while done < length and not failed(lent):
+        with self._tracee.injecting() as injector:
+            if self._lent < 0:
+                lent = injector.lend(fd)
+                if failed(lent):
+                    return 0
+                self._lent = lent
+            while done < length:
                 result = injector.call(
-                    n.SYS_PWRITE64, lent, source + done, length - done, destination + done
+                    n.SYS_PWRITE64, self._lent, source + done, length - done, destination + done
                 )
                 if failed(result) or not result:
                     break
