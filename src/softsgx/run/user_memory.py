@@ -57,7 +57,8 @@ class ProgramMemory:
         try:
             yield self
         finally:
-            if self._lent >= 0 and not self._tracee.ended:
+            # Where the program has ended, or executed another one, the descriptor is closed.
+            if self._lent >= 0 and not self._tracee.ended and not self._tracee.replaced:
                 with self._tracee.injecting() as injector:
                     injector.call(n.SYS_CLOSE, self._lent)
                 self._lent = -1
