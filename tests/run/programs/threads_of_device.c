@@ -164,7 +164,7 @@ static void signals(bool caught, int flags)
 	if (!child)
 		for (;;) {
 			kill(parent, SIGWINCH);
-			usleep(caught ? 50 : 500);
+			usleep(caught ? 250 : 500);
 		}
 	usleep(5000);
 	for (uint64_t done = 0; done < (caught ? 600 * PAGE : length);) {
