@@ -15,9 +15,10 @@ from softsgx.arch.attributes import (
     ATTRIBUTE_MODE64BIT,
 )
 from softsgx.arch.codes import LeafCode
-from softsgx.arch.structures import EINITTOKEN_MACED, Einittoken, Sigstruct
-from softsgx.cpu.einit import _well_formed, einit, signature_verifies
+from softsgx.arch.structures import EINITTOKEN_MACED, Einittoken
+from softsgx.cpu.einit import einit
 from softsgx.cpu.keys import cmac, einittoken_key
+from softsgx.image.sigstruct import format_error, signature_error
 
 # SIGSTRUCTs that others made; the project's own tests do not need them.
 DATA = Path(
@@ -279,9 +280,8 @@ def test_sigstructs_of_others_verify() -> None:
         pytest.skip(f"no SIGSTRUCTs of others in {DATA} (SOFTSGX_TEST_DATA)")
     for path in found:
         data = path.read_bytes()
-        css = Sigstruct.decode(data)
-        assert _well_formed(css, data), path
-        assert signature_verifies(css, data), path
+        assert format_error(data) is None, path
+        assert signature_error(data) is None, path
         for offset in (130, 600, 1025, 1100, 1500):
             bad = flipped(data, offset)
-            assert not signature_verifies(Sigstruct.decode(bad), bad), path
+            assert signature_error(bad) is not None, path

@@ -10,15 +10,10 @@ from softsgx.arch.attributes import (
 from softsgx.arch.codes import LeafCode
 from softsgx.arch.structures import (
     EINITTOKEN_MACED,
-    SIGSTRUCT_EXPONENT,
-    SIGSTRUCT_HEADER,
-    SIGSTRUCT_HEADER2,
-    SIGSTRUCT_SIGNED,
-    SIGSTRUCT_VENDOR_INTEL,
     Einittoken,
     Sigstruct,
 )
-from softsgx.cpu.keys import DIGEST_INFO, beyond, cmac, einittoken_key
+from softsgx.cpu.keys import beyond, cmac, einittoken_key
 from softsgx.cpu.memory import Memory
 from softsgx.cpu.processor import Processor
 from softsgx.cpu.secs import SecsPage
@@ -27,44 +22,13 @@ from softsgx.errors import Fault
 # Attributes that only the signer in IA32_SGXLEPUBKEYHASH may give its enclaves.
 _CONTROLLED_ATTRIBUTES = ATTRIBUTE_EINITTOKENKEY
 _TOKEN_VALID = 1
-_PADDED = b"\x00\x01" + b"\xff" * 330 + b"\x00" + DIGEST_INFO
-
-
-def _well_formed(css: Sigstruct, data: bytes) -> bool:
-    return (
-        css.header == SIGSTRUCT_HEADER
-        and css.vendor in {0, SIGSTRUCT_VENDOR_INTEL}
-        and css.header2 == SIGSTRUCT_HEADER2
-        and css.exponent == SIGSTRUCT_EXPONENT
-        and Sigstruct.reserved_is_zero(data)
-    )
-
-
-def signature_verifies(css: Sigstruct, data: bytes) -> bool:
-    """Tell whether S^3 mod M, taken by Q1 and Q2 as the processor does, is the padded digest.
-
-    Q1 = floor(S^2 / M) and Q2 = floor((S^3 - Q1*S*M) / M), so each remainder must lie in [0, M):
-    with another quotient it does not.
-    """
-    from hashlib import sha256  # noqa: PLC0415  # libcrypto is not needed before
-
-    modulus = int.from_bytes(css.modulus, "little")
-    signature = int.from_bytes(css.signature, "little")
-    if not signature < modulus:
-        return False
-    square = signature * signature - int.from_bytes(css.q1, "little") * modulus
-    if not 0 <= square < modulus:
-        return False
-    cube = square * signature - int.from_bytes(css.q2, "little") * modulus
-    if not 0 <= cube < modulus:
-        return False
-    signed = b"".join(data[start:end] for start, end in SIGSTRUCT_SIGNED)
-    return cube.to_bytes(384, "big") == _PADDED + sha256(signed).digest()
 
 
 def einit(cpu: Processor, memory: Memory, rbx: int, rcx: int, rdx: int) -> LeafCode:
     """EINIT: SIGSTRUCT in RBX, the SECS in RCX, EINITTOKEN in RDX."""
-    from hashlib import sha256  # noqa: PLC0415
+    from hashlib import sha256  # noqa: PLC0415  # libcrypto is not needed before
+
+    from softsgx.image.sigstruct import format_error, signature_error  # noqa: PLC0415
 
     epc = cpu.epc
     if rbx % 4096 or rcx % 4096:
@@ -76,9 +40,9 @@ def einit(cpu: Processor, memory: Memory, rbx: int, rcx: int, rdx: int) -> LeafC
         data = window.read(rbx, Sigstruct.SIZE)
         token = window.read(rdx, Einittoken.SIZE)
     css = Sigstruct.decode(data)
-    if not _well_formed(css, data):
+    if format_error(data):
         return LeafCode.INVALID_SIG_STRUCT
-    if not signature_verifies(css, data):
+    if signature_error(data):
         return LeafCode.INVALID_SIGNATURE
     epc.lock(page)
     try:
