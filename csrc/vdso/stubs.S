@@ -6,8 +6,11 @@
 	.text
 
 	/*
-	 * An injected system call runs here: registers set, RIP at the SYSCALL,
-	 * and INT3 hands the thread back.
+	 * An injected system call runs here, its number in EBX, because an exec or
+	 * clone that returns overwrites RAX. The second call, rt_sigreturn with the
+	 * argument in R13, is the one that the first filter stops: unlike INT3 it
+	 * raises no signal. Position independent: it also stands in for a program's
+	 * first instructions.
 	 */
 	.globl	softsgx_syscall
 	.hidden	softsgx_syscall
@@ -15,8 +18,13 @@
 softsgx_syscall:
 	.cfi_startproc
 	.cfi_undefined	%rip
+	mov	%ebx, %eax
 	syscall
-	int3
+	mov	%rax, %r12
+	mov	%r13, %rdi
+	mov	$15, %eax
+	syscall
+	ud2
 	.cfi_endproc
 
 	/* void cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]): EAX, EBX, ECX, EDX */

@@ -189,7 +189,7 @@ def test_the_dynamic_linker_loads_it_and_resolves_by_version(image: VdsoImage) -
 
 def test_the_descriptor_points_at_the_instructions(image: VdsoImage) -> None:
     assert image.data[image.enclu :].startswith(b"\x0f\x01\xd7")
-    assert image.data[image.syscall :].startswith(b"\x0f\x05\xcc")
+    assert image.data[image.syscall :].startswith(b"\x89\xd8\x0f\x05")
     assert image.data.count(b"\x0f\x01\xd7") == 1
     assert image.data[image.host_table :].startswith(bytes(8 * len(HOST_FUNCTIONS)))
 

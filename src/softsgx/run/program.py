@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
 from softsgx.run.cpuid_sites import cpuid_sites
-from softsgx.run.tracee import GADGET, NO_SYSCALL, Tracee, failed
+from softsgx.run.tracee import NO_SYSCALL, Tracee, failed
 from softsgx.run.traps import UD2
 
 if TYPE_CHECKING:
@@ -79,8 +79,9 @@ class Programs:
             self._observer.warn(f"process {tracee.process.pid} has no vDSO to replace")
         size = (self._vdso.size + _PAGE - 1) & ~(_PAGE - 1)
         # Until our own pages are there, the gadget stands in for the program's first instructions.
-        first = mm.read(entry, len(GADGET))
-        mm.write(entry, GADGET)
+        gadget = self._vdso.gadget
+        first = mm.read(entry, len(gadget))
+        mm.write(entry, gadget)
         mm.gadget = entry
         with tracee.injecting() as injector:
             base = injector.call(
@@ -99,8 +100,7 @@ class Programs:
         host = auxv[1] if auxv else 0
         image = self._vdso.for_process(host, base)
         mm.write(base, image)
-        mm.write(base + size, GADGET)
-        mm.place(base + size, base + size + len(GADGET))
+        mm.place(base + self._vdso.syscall, base + size)
         if auxv:
             mm.write(auxv[0], _WORD.pack(base))
         mm.aep = base + self._vdso.enclu

@@ -36,11 +36,6 @@ _ALL_SIGNALS = 0xFFFFFFFFFFFFFFFF
 _ERRNO_FLOOR = 0xFFFFFFFFFFFFF000
 _DIRECTION_AND_TRAP = 0x400 | 0x100
 
-# An injected call, entered with its number in EBX (an exec or clone that returns overwrites RAX):
-#   mov %ebx,%eax; syscall; mov %rax,%r12; mov %r13,%rdi; mov $15,%eax; syscall; ud2
-# The second call is INJECTION_DONE, whose stop costs no signal and leaves no handler reset.
-GADGET = bytes.fromhex("89d8 0f05 4989c4 4c89ef b80f000000 0f05 0f0b")
-
 
 def failed(result: int) -> int:
     """Give the errno of an injected call's result, or 0."""
@@ -68,7 +63,7 @@ class Mm:
         self._pid = pid
         self._pagemap = -1
         self.users = 0
-        self.gadget = 0  # where GADGET stands; 0 until the exec stop has placed it
+        self.gadget = 0  # where the image's stub for injected calls stands; 0 until the exec stop has placed it
         self.scratch = 0  # a readable page beside it for what an injected call reads
         self._slots: list[int] = []
         self.records = 0  # where the record table is mapped

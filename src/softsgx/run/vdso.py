@@ -50,7 +50,7 @@ _Xgetbv = Callable[[int], int]
 class VdsoImage:
     """The image: its bytes, padded to whole pages, and where its hidden parts are.
 
-    ``enclu`` (the AEP too), ``handle_exception``, ``syscall`` (SYSCALL, then INT3 at ``syscall`` + 2),
+    ``enclu`` (the AEP too), ``handle_exception``, ``syscall`` (for injected calls),
     ``cpuid``, ``xgetbv`` and ``host_table`` are offsets from the start of the image.
     """
 
@@ -97,6 +97,11 @@ class VdsoImage:
                 f"{wanted}: no vDSO image ({error.strerror}); install the package, or build the image in"
                 f" the source tree: sh csrc/vdso/build.sh {wanted}"
             ) from None
+
+    @property
+    def gadget(self) -> bytes:
+        """The code for injected calls by itself; the next stub follows it."""
+        return self.data[self.syscall : self.cpuid]
 
     def for_process(self, host_vdso_base: int, base: int) -> bytes:
         """Return the bytes to put at ``base`` of a process whose kernel's vDSO is at ``host_vdso_base``.
