@@ -113,7 +113,7 @@ def test_a_refused_call_answers_with_its_errno(monkeypatch: pytest.MonkeyPatch) 
     sent: list[bytes] = []
     listener = notification.Listener.__new__(notification.Listener)
     monkeypatch.setattr(listener, "_send", sent.append, raising=False)
-    call = notification.Notification(5, 77, 257, (0,) * 6)
+    call = notification.Notification(5, 77, 257, 0x401000, (0,) * 6)
     listener.answer(call, -13)
     listener.answer(call, 20)
     listener.let(call)

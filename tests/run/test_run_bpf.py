@@ -69,7 +69,7 @@ def wanted_of_first(number: int, args: tuple[int, ...]) -> int:
     traced = False
     match number:
         case _ if number in bpf.PATH_CALLS:
-            return bpf.RET_USER_NOTIF
+            return bpf.RET_ALLOW if args[5] == bpf.PATH_DONE else bpf.RET_USER_NOTIF
         case n.SYS_MMAP:
             prot, flags = args[2], args[3]
             executable_or_shared = flags & n.MAP_SHARED or prot & n.PROT_EXEC
@@ -130,6 +130,9 @@ def test_every_flag_of_a_traced_call(program: Filter, wanted: Wanted, number: in
 @example(n.SYS_RT_SIGACTION, (1 << 32 | n.SIGSEGV, 0x7000, 0, 8, 0, 0))
 @example(n.SYS_RT_SIGRETURN, (bpf.INJECTION_DONE & 0xFFFFFFFF, 0, 0, 0, 0, 0))
 @example(n.SYS_RT_SIGRETURN, (bpf.INJECTION_DONE, 0, 0, 0, 0, 0))
+@example(n.SYS_OPENAT, (0, 0, 0, 0, 0, bpf.PATH_DONE))
+@example(n.SYS_OPENAT, (0, 0, 0, 0, 0, bpf.PATH_DONE & 0xFFFFFFFF))
+@example(n.SYS_OPENAT, (0, 0, 0, 0, 0, bpf.PATH_DONE ^ 1))
 @example(n.SYS_CLONE, (CLONE_UNTRACED | 17, 0, 0, 0, 0, 0))
 @example(n.SYS_CLONE, (CLONE_UNTRACED >> 1 | 17, 0, 0, 0, 0, 0))
 @example(n.SYS_IOCTL, (3, 1 << 40 | 0xA400, 0, 0, 0, 0))

@@ -278,9 +278,9 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_an_image_of_another_version_is_refused(image: VdsoImage, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    note = struct.pack("<3I8s", 8, 24, 1, b"softsgx\0")
+    note = struct.pack("<3I8s", 8, 48, 2, b"softsgx\0")
     assert image.data.count(note) == 1
-    other.write_bytes(image.data.replace(note, struct.pack("<3I8s", 8, 24, 2, b"softsgx\0")))
+    other.write_bytes(image.data.replace(note, struct.pack("<3I8s", 8, 48, 1, b"softsgx\0")))
     with pytest.raises(SoftsgxError, match="not a vDSO image of this version"):
         VdsoImage.load(str(other))
 

@@ -18,6 +18,8 @@ RET_ALLOW = 0x7FFF0000
 
 # What an injected call ends with: rt_sigreturn, which every sandbox allows, with this argument.
 INJECTION_DONE = 0x53475821_444F4E45
+# The sixth argument of a path call whose path the image has looked at (csrc/vdso/paths.S).
+PATH_DONE = 0x53475821_50415448
 
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _LD_W_ABS = 0x20
@@ -112,7 +114,7 @@ def first_filter() -> bytes:
     p.jump(_JEQ, n.SYS_RT_SIGACTION, "sigaction")
     p.jump(_JEQ, n.SYS_RT_SIGRETURN, "sigreturn")
     for number in PATH_CALLS:
-        p.jump(_JEQ, number, "notify")
+        p.jump(_JEQ, number, "path")
     p.ret(RET_ALLOW)
     # mmap of a file: executable (it may hold CPUID), or shared (it may be an enclave).
     p.label("mmap")
@@ -147,6 +149,12 @@ def first_filter() -> bytes:
     p.label("done_high")
     p.load(_high(0))
     p.jump(_JEQ, INJECTION_DONE >> 32, "trace", "allow")
+    p.label("path")
+    p.load(_low(5))
+    p.jump(_JEQ, PATH_DONE & 0xFFFFFFFF, "path_high", "notify")
+    p.label("path_high")
+    p.load(_high(5))
+    p.jump(_JEQ, PATH_DONE >> 32, "allow", "notify")
     # BPF jumps forward only, so what all of them end in stands last.
     p.label("notify")
     p.ret(RET_USER_NOTIF)

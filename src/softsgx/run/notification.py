@@ -30,6 +30,7 @@ class Notification(NamedTuple):
     id: int
     tid: int
     number: int
+    ip: int  # behind the SYSCALL
     args: tuple[int, ...]
 
 
@@ -54,8 +55,8 @@ class Listener:
             if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
                 return None
             raise
-        identity, tid, _, number, _, _, *args = _NOTIF.unpack(self._buffer)
-        return Notification(identity, tid, number, tuple(args))
+        identity, tid, _, number, _, ip, *args = _NOTIF.unpack(self._buffer)
+        return Notification(identity, tid, number, ip, tuple(args))
 
     def let(self, notification: Notification) -> None:
         """Let the kernel carry out the call as it stands."""

@@ -59,6 +59,7 @@ class Observer:
         self.refusals = 0
         self.ioctl_seconds = 0.0
         self.cpuids = 0
+        self.path_calls = 0
         self.processes = 0
 
     # Called once an ecall or more: no work but the count unless a trace is kept.
@@ -161,6 +162,7 @@ class Observer:
             ("ERESUME", f"{resumes}"),
             ("leaves faulted", f"{self.faulted_leaves}"),
             ("CPUID answered", f"{self.cpuids}"),
+            ("path calls", f"{self.path_calls} asked"),
             ("processes", f"{self.processes}"),
             ("time in ioctls", f"{self.ioctl_seconds:.3f} s"),
             ("time in all", f"{self.now() - self._started:.3f} s"),

@@ -17,6 +17,7 @@ from softsgx.run.tracee import LENT_PATH
 
 if TYPE_CHECKING:
     from softsgx.run.notification import Listener, Notification
+    from softsgx.run.path_sites import PathSites
     from softsgx.run.tracee import Tracee
 
 _PATH_MAX = 4096
@@ -51,10 +52,12 @@ class PathCalls:
         nodes: dict[str, str],
         links: dict[str, str],
         open_node: "Callable[[Tracee, str, int], int]",
+        sites: "PathSites",
     ) -> None:
         self._nodes = nodes
         self._links = links
         self._open_node = open_node
+        self._sites = sites
         self._minors = {path: 120 + at for at, path in enumerate(sorted(set(nodes.values())))}
         self._since = int(time.time())
 
@@ -66,6 +69,8 @@ class PathCalls:
             return
         node = self._nodes.get(path) if path else None
         if node is None or path is None or tracee is None:
+            if tracee is not None:
+                self._sites.adopt(tracee, call)
             listener.let(call)
         elif call.number in (n.SYS_OPEN, n.SYS_OPENAT, n.SYS_OPENAT2):
             self._open(listener, call, tracee, node, path in self._links)

@@ -103,6 +103,9 @@ class Programs:
         mm.place(base + self._vdso.syscall, base + size)
         if auxv:
             mm.write(auxv[0], _WORD.pack(base))
+        mm.image = base
+        mm.path_load = base + self._vdso.path_load
+        mm.path_ask = base + self._vdso.path_ask
         mm.aep = base + self._vdso.enclu
         mm.handle_exception = base + self._vdso.handle_exception
         self._patch_mapped(tracee)
@@ -166,3 +169,4 @@ class Programs:
         # The bytes are looked at once more: the file may have changed since it was mapped.
         if tracee.mm.read(address, 2) == b"\x0f\xa2" and tracee.mm.write(address, UD2):
             tracee.mm.cpuid_sites.add(address)
+            tracee.mm.changed_pages.update((address // _PAGE, (address + 1) // _PAGE))

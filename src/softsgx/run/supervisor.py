@@ -24,6 +24,7 @@ from softsgx.run.device import DeviceCalls
 from softsgx.run.device_files import DeviceFiles
 from softsgx.run.keeper import Keeper
 from softsgx.run.notification import Listener
+from softsgx.run.path_sites import PathSites
 from softsgx.run.paths import PathCalls
 from softsgx.run.program import Programs
 from softsgx.run.ptrace import TraceeGone
@@ -113,7 +114,7 @@ class Supervisor:
         self._traps = Traps(
             platform.processor, platform.processor.model, vdso, observer, self._records, xcr0
         )
-        self._paths = PathCalls(NODES, LINKS, self._open_node)
+        self._paths = PathCalls(NODES, LINKS, self._open_node, PathSites(vdso))
         self._tracees: dict[int, Tracee] = {}
         # A new thread may stop before its parent's event tells whose child it is.
         self._early: dict[int, int] = {}
@@ -193,6 +194,7 @@ class Supervisor:
         call = listener.receive()
         if call is None:
             return
+        self._observer.path_calls += 1
         tracee = self._tracees.get(call.tid)
         try:
             self._paths.answer(listener, call, tracee)

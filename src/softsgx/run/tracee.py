@@ -63,13 +63,20 @@ class Mm:
         self._pid = pid
         self._pagemap = -1
         self.users = 0
+        self.image = 0  # where our vDSO stands
         self.gadget = 0  # where the image's stub for injected calls stands; 0 until the exec stop has placed it
         self.scratch = 0  # a readable page beside it for what an injected call reads
         self._slots: list[int] = []
         self.records = 0  # where the record table is mapped
         self.aep = 0  # the ENCLU of our vDSO
         self.handle_exception = 0
+        self.path_load = 0  # the one load of the image that may fault, and where it goes on then
+        self.path_ask = 0
         self.cpuid_sites: set[int] = set()
+        self.path_slots_used = 0
+        self.path_sites_left: set[int] = set()  # sites of path calls that stay as they are
+        self.changed_pages: set[int] = set()  # pages of text that we have written to
+        self.text: list[tuple[int, int]] = []  # private executable mappings of files, as last seen
         self.source_vma: tuple[int, int, bool | None] | None = None  # where pages were added from
         self.enclaves: EnclaveMap | None = None  # from the first mapping of an enclave on
 
@@ -77,6 +84,13 @@ class Mm:
         """Make the child's copy at its first stop."""
         child = Mm(pid)
         child.place(self.gadget, self.scratch)
+        child.image = self.image
+        child.path_load = self.path_load
+        child.path_ask = self.path_ask
+        child.path_slots_used = self.path_slots_used
+        child.path_sites_left = set(self.path_sites_left)
+        child.changed_pages = set(self.changed_pages)
+        child.text = self.text
         child.records = self.records
         child.aep = self.aep
         child.handle_exception = self.handle_exception

@@ -161,6 +161,12 @@ class Traps:
                 self._on_cpuid(tracee, signal)
                 return
         if not tracee.inside:
+            if regs.rip == tracee.mm.path_load and regs.rip:
+                # A path call with a bad pointer: the kernel shall say so.
+                regs.rip = tracee.mm.path_ask
+                self._unforce(tracee, signal)
+                self._resume(tracee)
+                return
             self._pass_on(tracee, signal)
             return
         if signal == n.SIGTRAP and code in _DEBUG_TRAPS:

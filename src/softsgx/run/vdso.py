@@ -37,8 +37,8 @@ _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_GNU_HASH = 4, 5, 6, 0x6FFFFEF5
 _PHDR = struct.Struct("<2I6Q")  # type flags offset vaddr paddr filesz memsz align
 _SYM = struct.Struct("<IBBHQQ")  # name info other shndx value size
 _DYN = struct.Struct("<qQ")
-_NOTE = struct.Struct("<3I8s6I")  # the note of csrc/vdso/vdso.lds, whole
-_NOTE_HEAD = (8, 24, 1, b"softsgx\0")
+_NOTE = struct.Struct("<3I8s12I")  # the note of csrc/vdso/vdso.lds, whole
+_NOTE_HEAD = (8, 48, 2, b"softsgx\0")
 _HOST_TABLE = struct.Struct(f"<{len(HOST_FUNCTIONS)}Q")
 
 _ECX_OSXSAVE = 1 << 27  # CPUID.1
@@ -50,8 +50,8 @@ _Xgetbv = Callable[[int], int]
 class VdsoImage:
     """The image: its bytes, padded to whole pages, and where its hidden parts are.
 
-    ``enclu`` (the AEP too), ``handle_exception``, ``syscall`` (for injected calls),
-    ``cpuid``, ``xgetbv`` and ``host_table`` are offsets from the start of the image.
+    ``enclu`` (the AEP too), ``handle_exception``, ``syscall`` (for injected calls), ``cpuid``,
+    ``xgetbv``, ``host_table`` and the ``path_`` ones (paths.S) are offsets from the start of the image.
     """
 
     __slots__ = (
@@ -62,6 +62,12 @@ class VdsoImage:
         "handle_exception",
         "host_table",
         "path",
+        "path_ask",
+        "path_call",
+        "path_flag",
+        "path_load",
+        "path_slots",
+        "path_slots_end",
         "size",
         "syscall",
         "xgetbv",
@@ -78,6 +84,12 @@ class VdsoImage:
             self.cpuid,
             self.xgetbv,
             self.host_table,
+            self.path_call,
+            self.path_load,
+            self.path_ask,
+            self.path_flag,
+            self.path_slots,
+            self.path_slots_end,
         ) = _descriptor(path, content)
         self._stubs: tuple[_Cpuid, _Xgetbv] | None = None
 
@@ -192,7 +204,7 @@ def _descriptor(path: str, image: bytes) -> tuple[int, ...]:
             fields = _NOTE.unpack_from(image, address)
             if fields[:4] == _NOTE_HEAD:
                 return fields[4:]
-    raise SoftsgxError(f"{path}: not a vDSO image of this version of softsgx (no note of type 1)")
+    raise SoftsgxError(f"{path}: not a vDSO image of this version of softsgx (no note of type 2)")
 
 
 def _program_headers(image: bytes) -> list[tuple[int, ...]]:

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Path calls that need not ask: a program's own system call sites, sent through the vDSO image.
+
+Owns nothing; what has been replaced is recorded in the Mm. Every path call of a program asks the
+supervisor, which costs ten times the call itself, while the answer is nearly always "go on". So a
+site that has asked once is changed, as rr does it: its MOV $number, %eax becomes a jump to a slot
+of the image (csrc/vdso/paths.S), whose code looks at the path itself and asks only where a device
+node could be meant.
+
+Only what is certain is changed. The seven bytes MOV $number, %eax; SYSCALL have just been
+executed with this number; the page is a file's text, not code that a program makes and may move;
+and no other thread can be in the middle of the five bytes, for there is none. The SYSCALL itself
+stays, so that who stands in it, or jumps to it, finds what was there.
+"""
+
+import struct
+from typing import TYPE_CHECKING
+
+from softsgx.run import numbers as n
+
+if TYPE_CHECKING:
+    from softsgx.run.notification import Notification
+    from softsgx.run.tracee import Tracee
+    from softsgx.run.vdso import VdsoImage
+
+_MOV_EAX = 0xB8
+_SITE = struct.Struct("<BBiH")  # the byte before, MOV's opcode and operand, SYSCALL
+_SYSCALL = 0x050F
+_SITE_SIZE = 7
+_JUMP_SIZE = 5
+# Before B8, these make it a part of another instruction: REX prefixes, and LEA (MOV to memory or
+# from it at address "number" would have faulted).
+_NOT_BEFORE = frozenset((*range(0x40, 0x50), 0x8D))
+_LEA_DOWN = b"\x48\x8d\x64\x24\x80"  # lea -128(%rsp), %rsp
+_LEA_UP = b"\x48\x8d\xa4\x24\x80\x00\x00\x00"  # lea 128(%rsp), %rsp
+_RELATIVE = struct.Struct("<Bi")
+_CALL, _JMP = 0xE8, 0xE9
+_CALL_END, _SLOT_END = 15, 28
+SLOT_SIZE = 32
+_REACH = 1 << 31
+_PAGEMAP_FILE = 1 << 61  # Documentation/admin-guide/mm/pagemap.rst
+_PAGEMAP_PRESENT = 1 << 63
+
+
+def site_of(code: bytes, number: int) -> bool:
+    """Tell whether 8 bytes end in MOV $number, %eax; SYSCALL."""
+    if len(code) != _SITE.size:
+        return False
+    before, opcode, operand, last = _SITE.unpack(code)
+    return before not in _NOT_BEFORE and (opcode, operand, last) == (_MOV_EAX, number, _SYSCALL)
+
+
+def slot_code(at: int, number: int, call: int, back: int) -> bytes:
+    """Assemble the slot at address `at`: the code that paths.S describes."""
+    return b"".join(
+        (
+            _LEA_DOWN,
+            _RELATIVE.pack(_MOV_EAX, number),
+            _RELATIVE.pack(_CALL, call - (at + _CALL_END)),
+            _LEA_UP,
+            _RELATIVE.pack(_JMP, back - (at + _SLOT_END)),
+        )
+    )
+
+
+def executable_files(maps: bytes) -> list[tuple[int, int]]:
+    """Give the private executable mappings of files in a /proc/PID/maps."""
+    found = []
+    for line in maps.splitlines():
+        fields = line.split(None, 5)
+        if len(fields) == 6 and fields[1] == b"r-xp" and fields[5].startswith(b"/"):
+            low, _, high = fields[0].partition(b"-")
+            found.append((int(low, 16), int(high, 16)))
+    return found
+
+
+class PathSites:
+    """Changes the sites of path calls, each at its first notification."""
+
+    def __init__(self, vdso: "VdsoImage") -> None:
+        self._vdso = vdso
+
+    def adopt(self, tracee: "Tracee", call: "Notification") -> None:
+        """Send the site of a call that stands here through the image from now on, if it can be."""
+        mm = tracee.mm
+        if call.ip in mm.path_sites_left or not mm.image:
+            return
+        if mm.users > 1 or tracee.process.threads > 1:
+            return  # another thread may execute these bytes now; later there may be none
+        start = call.ip - _SITE_SIZE
+        slot = self._vdso.path_slots + mm.path_slots_used * SLOT_SIZE
+        at = mm.image + slot
+        if (
+            not site_of(mm.read(start - 1, _SITE.size), call.number)
+            or slot >= self._vdso.path_slots_end
+            or not -_REACH <= at - call.ip < _REACH - SLOT_SIZE
+            or not self._is_file_text(tracee, start)
+        ):
+            mm.path_sites_left.add(call.ip)
+            return
+        code = slot_code(at, call.number, mm.image + self._vdso.path_call, call.ip)
+        if not mm.write(at, code):
+            return
+        mm.path_slots_used += 1
+        jump = _RELATIVE.pack(_JMP, at - (start + _JUMP_SIZE))
+        mm.write(start, jump)
+        for address in (start, start + _JUMP_SIZE - 1):
+            mm.changed_pages.add(address // n.PAGE_SIZE)
+
+    @staticmethod
+    def _is_file_text(tracee: "Tracee", start: int) -> bool:
+        mm = tracee.mm
+        if not any(low < start and start + _SITE_SIZE <= high for low, high in mm.text):
+            try:
+                with open(f"/proc/{tracee.tid}/maps", "rb") as maps:
+                    mm.text = executable_files(maps.read())
+            except OSError:
+                return False
+            if not any(low < start and start + _SITE_SIZE <= high for low, high in mm.text):
+                return False
+        # The list may be older than what is mapped there now; a page of a file that nobody has
+        # written to is not code that the program has made.
+        first, last = start // n.PAGE_SIZE, (start + _SITE_SIZE - 1) // n.PAGE_SIZE
+        for page in {first, last} - mm.changed_pages:
+            entry = int.from_bytes(mm.pagemap(8 * page, 8), "little")
+            if not entry & _PAGEMAP_FILE or not entry & _PAGEMAP_PRESENT:
+                return False
+        return True
