@@ -82,6 +82,8 @@ def wanted_of_first(number: int, args: tuple[int, ...]) -> int:
         case n.SYS_CLONE:
             # Its child would be followed by nobody.
             traced = bool(args[0] & CLONE_UNTRACED)
+        case n.SYS_PTRACE:
+            traced = args[0] & 0xFFFFFFFF in {0, 16, 0x4206}  # TRACEME, ATTACH, SEIZE
         case n.SYS_RT_SIGRETURN:
             traced = args[0] == bpf.INJECTION_DONE
     return bpf.RET_TRACE if traced else bpf.RET_ALLOW
@@ -136,6 +138,8 @@ def test_every_flag_of_a_traced_call(program: Filter, wanted: Wanted, number: in
 @example(n.SYS_CLONE, (CLONE_UNTRACED | 17, 0, 0, 0, 0, 0))
 @example(n.SYS_CLONE, (CLONE_UNTRACED >> 1 | 17, 0, 0, 0, 0, 0))
 @example(n.SYS_IOCTL, (3, 1 << 40 | 0xA400, 0, 0, 0, 0))
+@example(n.SYS_PTRACE, (0x4206, 1, 0, 0, 0, 0))
+@example(n.SYS_PTRACE, (7, 1, 0, 0, 0, 0))
 @example(n.SYS_MMAP, (0, 4096, 0, 1 << 32 | n.MAP_SHARED, 3, 0))
 def test_any_call(program: Filter, wanted: Wanted, number: int, args: tuple[int, ...]) -> None:
     assert program.verdict(number, args) == wanted(number, args)

@@ -91,6 +91,22 @@ def test_what_cannot_be_mapped_is_refused_as_the_kernel_does(
 # -- programs --------------------------------------------------------------------------------
 
 
+def test_a_32_bit_program_is_refused_by_name(softsgx: "Harness", tmp_path: Path) -> None:
+    program = tmp_path / "program32"
+    program.write_bytes(elf32(CODE32))
+    program.chmod(0o755)
+    script = tmp_path / "script"
+    script.write_text(f"#! {program} x\n")
+    script.chmod(0o755)
+    for given in (program, script):
+        ended = softsgx.run(given)
+        assert (ended.status, ended.out) == (126, ""), ended
+        assert ended.err.count("\n") == 1
+        assert ended.err.startswith(f"softsgx: {program}")
+        assert "32-bit" in ended.err
+        assert "x86-64" in ended.err
+
+
 def test_a_32_bit_program_runs_with_one_warning(softsgx: "Harness", tmp_path: Path) -> None:
     program = tmp_path / "program32"
     program.write_bytes(elf32(CODE32))
@@ -100,10 +116,11 @@ def test_a_32_bit_program_runs_with_one_warning(softsgx: "Harness", tmp_path: Pa
     except OSError:
         pytest.skip("this kernel runs no 32-bit programs")
     assert native[:2] == (7, MESSAGE.decode())
-    ended = softsgx.run(program)
-    assert (ended.status, ended.out) == native[:2], ended
+    ended = softsgx.run("sh", "-c", f"{program}; {program}; exec {program}")
+    assert (ended.status, ended.out) == (native[0], 3 * native[1]), ended
     assert ended.err.count("\n") == 1
     assert ended.err.startswith("softsgx: warning: ")
+    assert str(program) in ended.err
     assert "32-bit" in ended.err
 
 
@@ -137,6 +154,49 @@ def test_a_program_that_may_be_run_but_not_read(
     ended = softsgx.run(*argv, *(line if how != "directly" else []), uid=ordinary_user)
     assert (ended.status, ended.out) == (43, "sh in the program\n"), ended
     assert ended.err.startswith("softsgx: warning: "), ended
+
+
+PRIVILEGED = [(0o4755, "setuid to uid"), (0o2755, "setgid to gid")]
+
+
+@pytest.mark.parametrize(("mode", "said"), PRIVILEGED)
+def test_a_program_with_privilege_is_refused_by_name_and_runs_without_deeper(
+    softsgx: "Harness", ordinary_user: int | None, mode: int, said: str
+) -> None:
+    if ordinary_user is None:
+        pytest.skip("needs root: the file must belong to another user")
+    program = softsgx.directory / f"privileged-{mode:o}"
+    shutil.copy(shutil.which("id") or "/usr/bin/id", program)
+    program.chmod(mode)
+    ended = softsgx.run(program, "-u", uid=ordinary_user)
+    assert (ended.status, ended.out) == (126, ""), ended
+    assert ended.err.count("\n") == 1
+    assert said in ended.err
+    assert "no_new_privs" in ended.err
+    deeper = softsgx.run("sh", "-c", f"{program} -u; {program} -g", uid=ordinary_user)
+    assert (deeper.status, deeper.out) == (0, f"{ordinary_user}\n{ordinary_user}\n"), deeper
+    assert deeper.err.count("\n") == 1, deeper
+    assert said in deeper.err
+    # To whom the file gives nothing, it is a program as any other.
+    assert tuple(softsgx.run(program, "-u")) == (0, f"{os.geteuid()}\n", "")
+
+
+def test_a_program_that_traces_is_told_why_it_cannot(softsgx: "Harness") -> None:
+    ended = softsgx.run(softsgx.program("traces"))
+    assert (ended.status, ended.out) == (0, "TRACEME 1\nSEIZE 1\nATTACH 1\noutside 3\n"), ended
+    assert ended.err.count("\n") == 1, ended
+    assert "one tracer" in ended.err
+
+
+@pytest.mark.parametrize("tool", ["strace", "gdb"])
+def test_a_tracer_fails_as_it_does_where_it_may_not_trace(softsgx: "Harness", tool: str) -> None:
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is missing")
+    options = {"strace": ["-f"], "gdb": ["-nx", "-batch", "-ex", "run", "--args"]}[tool]
+    ended = softsgx.run(tool, *options, "/bin/true")
+    assert ended.status != 0 or tool == "gdb", ended
+    assert "softsgx: warning: process" in ended.err
+    assert "one tracer" in ended.err
 
 
 @pytest.mark.parametrize(

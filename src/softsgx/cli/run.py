@@ -37,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trace", metavar="FILE", help="write a JSON line for each ioctl, leaf and exit"
     )
+    parser.add_argument(
+        "--kill-on-exit",
+        action="store_true",
+        help="when PROGRAM has ended, kill what it has started instead of waiting for it",
+    )
     parser.add_argument("program", metavar="PROGRAM", help="the program to run")
     parser.add_argument(
         "args", nargs=argparse.REMAINDER, metavar="ARG", help="its arguments, passed on untouched"
@@ -70,6 +75,7 @@ def main(args: argparse.Namespace) -> int:
                 state=State(args.state),
                 trace=trace,
                 stats=args.stats,
+                kill_on_exit=args.kill_on_exit,
             )
         except ProgramNotFound as missing:
             sys.stderr.write(f"softsgx: {missing}\n")

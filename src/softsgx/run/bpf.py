@@ -113,6 +113,7 @@ def first_filter() -> bytes:
     p.jump(_JEQ, n.SYS_CLONE, "clone")
     p.jump(_JEQ, n.SYS_RT_SIGACTION, "sigaction")
     p.jump(_JEQ, n.SYS_RT_SIGRETURN, "sigreturn")
+    p.jump(_JEQ, n.SYS_PTRACE, "ptrace")
     for number in PATH_CALLS:
         p.jump(_JEQ, number, "path")
     p.ret(RET_ALLOW)
@@ -142,6 +143,12 @@ def first_filter() -> bytes:
     p.load(_low(0))
     for signal in n.FAULT_SIGNALS:
         p.jump(_JEQ, signal, "trace")
+    p.ret(RET_ALLOW)
+    # Who wants to trace is told why it cannot.
+    p.label("ptrace")
+    p.load(_low(0))
+    for request in (n.PTRACE_TRACEME, n.PTRACE_ATTACH, n.PTRACE_SEIZE):
+        p.jump(_JEQ, request, "trace")
     p.ret(RET_ALLOW)
     p.label("sigreturn")
     p.load(_low(0))

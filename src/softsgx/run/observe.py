@@ -50,6 +50,7 @@ class Observer:
     def __init__(self, trace: IO[str] | None = None) -> None:
         self._trace = trace
         self._started = self.now()
+        self._said: set[str] = set()
         self.enclaves = 0
         self.pages_added = 0
         self.leaves: dict[int, int] = {}
@@ -125,6 +126,12 @@ class Observer:
     def warn(self, message: str) -> None:
         """Say something to the user, on standard error."""
         sys.stderr.write(f"softsgx: warning: {message}\n")
+
+    def warn_once(self, subject: str, message: str) -> None:
+        """Say something that a tree of a thousand programs would repeat: once a run."""
+        if subject not in self._said:
+            self._said.add(subject)
+            self.warn(message)
 
     def internal_error(self, tid: int) -> None:
         """The supervisor failed at a stop or call of this thread."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
 from softsgx.run.cpuid_sites import cpuid_sites
+from softsgx.run.executable import privilege
 from softsgx.run.tracee import NO_SYSCALL, Tracee, failed
 from softsgx.run.traps import UD2
 
@@ -68,9 +69,13 @@ class Programs:
         mm = tracee.mm
         if regs.cs != _USER64_CS or not mm.reachable:
             what = "is a 32-bit program" if mm.reachable else "cannot be read by its user"
-            self._observer.warn(f"process {tracee.process.pid} {what}: it runs without SGX")
+            self._warn(tracee, what, "it runs without SGX, as all of its kind")
             ptrace.cont(tracee.tid)
             return
+        raised = privilege(f"/proc/{tracee.process.pid}/exe")
+        if raised:
+            what = "is setuid, setgid or given capabilities"
+            self._warn(tracee, what, f"it is not {raised} under softsgx (no_new_privs)")
         entry = regs.rip
         regs.orig_rax = NO_SYSCALL
         regs.rax = 0
@@ -110,6 +115,14 @@ class Programs:
         mm.handle_exception = base + self._vdso.handle_exception
         self._patch_mapped(tracee)
         ptrace.cont(tracee.tid)
+
+    def _warn(self, tracee: Tracee, what: str, then: str) -> None:
+        pid = tracee.process.pid
+        try:
+            name = os.readlink(f"/proc/{pid}/exe")
+        except OSError:
+            name = "its program"
+        self._observer.warn_once(what, f"process {pid} ({name}) {what}: {then}")
 
     def map_executable(self, tracee: Tracee) -> None:
         """Carry out an executable mapping of a file, and patch what it brought."""

@@ -16,9 +16,10 @@ from softsgx.cpu.model import Model
 from softsgx.driver.platform import Platform
 from softsgx.driver.state import State
 from softsgx.run.host import require_host
+from softsgx.run.job import supervisor_signals
 from softsgx.run.observe import Observer
-from softsgx.run.spawn import Inherited, find_program, spawn
-from softsgx.run.supervisor import Supervisor, supervisor_signals
+from softsgx.run.spawn import Inherited, find_program, require_servable, spawn
+from softsgx.run.supervisor import Supervisor
 from softsgx.run.vdso import VdsoImage
 
 _IGNORED = (signal.SIGINT, signal.SIGQUIT)
@@ -58,10 +59,12 @@ def run_program(
     state: State,
     trace: IO[str] | None = None,
     stats: bool = False,
+    kill_on_exit: bool = False,
 ) -> int:
     """Run a program and all its descendants; give the first one's wait status."""
     require_host()
     program = find_program(argv[0])
+    require_servable(program)
     ignored = ignored_signals()
     # The kernel keeps no wait status of a child for whoever ignores SIGCHLD.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -79,7 +82,7 @@ def run_program(
         blocked = sum(1 << (number - 1) for number in mask)
         gc.freeze()
         gc.enable()
-        supervisor = Supervisor(platform, vdso, observer, xcr0)
+        supervisor = Supervisor(platform, vdso, observer, xcr0, kill_on_exit=kill_on_exit)
         status = supervisor.follow(pid, listener, blocked, ignored)
         if stats:
             sys.stderr.write(observer.report())

@@ -13,7 +13,7 @@ import struct
 from typing import NoReturn
 
 from softsgx.errors import SoftsgxError
-from softsgx.run import bpf, ptrace
+from softsgx.run import bpf, executable, ptrace
 
 _PR_SET_NO_NEW_PRIVS = 38
 _SYS_SECCOMP = 317
@@ -27,7 +27,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ProgramNotFound(SoftsgxError):
-    """The program to run does not exist, or is not executable."""
+    """The program to run does not exist, or cannot be executed here."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -50,6 +50,28 @@ def find_program(name: str) -> str:
     if os.path.isdir(name):
         raise ProgramNotFound(f"{name}: is a directory", 126)
     raise ProgramNotFound(f"{name}: program not found", 127)
+
+
+def require_servable(program: str) -> None:
+    """Refuse a PROGRAM that could only run without SGX, or without what makes it worth running.
+
+    Raises ProgramNotFound with status 126. Deeper in the tree such a program runs, with a warning.
+    """
+    final = executable.final_program(program)
+    via = "" if final == program else f", which {program} is run by"
+    if executable.is_32_bit(final):
+        raise ProgramNotFound(
+            f"{final}{via}: is a 32-bit program, and SGX is served to 64-bit ones only: "
+            "build it for x86-64",
+            126,
+        )
+    raised = executable.privilege(final)
+    if raised:
+        raise ProgramNotFound(
+            f"{final}{via}: is {raised}, which has no effect under softsgx (no_new_privs): start "
+            "softsgx itself with that privilege, or run a copy of the file without it",
+            126,
+        )
 
 
 class Inherited:

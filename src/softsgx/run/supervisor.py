@@ -9,6 +9,7 @@ whoever does it, in the order tracee, enclave, EPC.
 """
 
 import ctypes
+import errno
 import fcntl
 import os
 import signal
@@ -22,6 +23,7 @@ from softsgx.run import numbers as n
 from softsgx.run import ptrace
 from softsgx.run.device import DeviceCalls
 from softsgx.run.device_files import DeviceFiles
+from softsgx.run.job import Job, read_signal, signal_descriptor
 from softsgx.run.keeper import Keeper
 from softsgx.run.notification import Listener
 from softsgx.run.path_sites import PathSites
@@ -39,36 +41,13 @@ if TYPE_CHECKING:
     from softsgx.run.observe import Observer
     from softsgx.run.vdso import VdsoImage
 
-_SIGINFO = 128  # struct signalfd_siginfo
 _SYSCALL_STOP = n.SIGTRAP | 0x80
 _IN_CLOSE = 0x18
 _SIGSET_SIZE = 8  # the only sigsetsize that the kernel takes
-_FORWARDED = (signal.SIGTERM, signal.SIGHUP)
 # How many stops are handled at most before the other descriptors get their turn.
 _BURST = 16
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def supervisor_signals() -> set[int | signal.Signals]:
-    """Block what the supervisor reads from its signal descriptor; give the mask of before."""
-    return signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *_FORWARDED})
-
-
-def signal_descriptor(signals: tuple[signal.Signals, ...]) -> int:
-    """Make a signalfd(2) of signals that are blocked."""
-    mask = struct.pack("<Q", sum(1 << (number - 1) for number in signals))
-    fd: int = _libc.syscall(289, -1, mask, ctypes.c_ulong(8), os.O_CLOEXEC | os.O_NONBLOCK)
-    return fd
-
-
-def read_signal(fd: int) -> int:
-    """Take the next signal from a signalfd; 0 for none."""
-    try:
-        number: int = struct.unpack_from("<I", os.read(fd, _SIGINFO))[0]
-    except BlockingIOError:
-        return 0
-    return number
 
 
 def is_last(lease: int) -> bool:
@@ -99,7 +78,13 @@ class Supervisor:
     """Follows a process tree until its last thread has ended."""
 
     def __init__(
-        self, platform: "Platform", vdso: "VdsoImage", observer: "Observer", xcr0: int
+        self,
+        platform: "Platform",
+        vdso: "VdsoImage",
+        observer: "Observer",
+        xcr0: int,
+        *,
+        kill_on_exit: bool = False,
     ) -> None:
         self._platform = platform
         self._observer = observer
@@ -124,9 +109,11 @@ class Supervisor:
         self._hub = greenlet.getcurrent()
         self._first = 0
         self._status = 0
+        self._ended = False  # the first program has
+        self._kill_on_exit = kill_on_exit
+        self._job = Job()
         self._inotify = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         self._child = signal_descriptor((signal.SIGCHLD,))
-        self._signals = signal_descriptor(_FORWARDED)
 
     # -- the loop ---------------------------------------------------------------------------
 
@@ -136,28 +123,30 @@ class Supervisor:
         `mask` and `ignored` are the signals that it was started with blocked and ignored.
         """
         listener = Listener(listener_fd)
-        self._first = pid
+        self._first = self._job.first = pid
         actions = {s: IGNORE for s in n.FAULT_SIGNALS if ignored >> (s - 1) & 1}
         tracee = self._enter(pid, Process(pid, Mm(pid), actions))
         tracee.checked_mask = mask
-        waiter = Waiter(self._child, (self._signals, listener.fd, self._inotify))
+        waiter = Waiter(self._child, (self._job.fd, listener.fd, self._inotify))
         try:
             while self._tracees:
                 waited = self._reap(waiter)
+                if not waited:
+                    self._job.stop_with_program()
                 for fd in waiter.ready(not waited):
                     if fd == listener.fd:
                         self._answer(listener)
                     elif fd == self._child:
                         read_signal(fd)
-                    elif fd == self._signals:
-                        self._forward(read_signal(fd))
+                    elif fd == self._job.fd:
+                        self._job.on_signal({t.process.pid for t in self._tracees.values()})
                     else:
                         self._on_release()
         finally:
             self._kill_all()
             self._keeper.close()
             waiter.close()
-            for fd in (self._child, self._signals, listener.fd, self._inotify):
+            for fd in (self._child, self._job.fd, listener.fd, self._inotify):
                 os.close(fd)
         return self._status
 
@@ -203,14 +192,6 @@ class Supervisor:
         except Exception:  # noqa: BLE001  (one thread's misfortune is not the others')
             self._observer.internal_error(call.tid)
             listener.let(call)
-
-    def _forward(self, number: int) -> None:
-        if not number:
-            return
-        # Once the first program has ended, whoever is left is meant.
-        pids = {tracee.process.pid for tracee in self._tracees.values()}
-        for pid in {self._first} & pids or pids:
-            os.kill(pid, number)
 
     def _kill_all(self) -> None:
         for tracee in self._tracees.values():
@@ -287,6 +268,8 @@ class Supervisor:
         self._tracees[tid] = tracee
         if process.threads == 1:
             self._observer.processes += 1
+        if self._ended and self._kill_on_exit:
+            ptrace.tgkill(process.pid, tid, signal.SIGKILL)
         return tracee
 
     def _life(self, tracee: Tracee, status: int) -> None:
@@ -317,6 +300,10 @@ class Supervisor:
         process.threads -= 1
         if not process.threads:
             process.mm.drop()
+            if process.pid == self._first:
+                self._ended = True
+                if self._kill_on_exit:
+                    self._kill_all()
 
     def _leave_enclave(self, tracee: Tracee) -> None:
         if tracee.lp is not None:
@@ -338,10 +325,12 @@ class Supervisor:
             else:
                 self._traps.on_signal(tracee, number)
         elif event in (ptrace.EVENT_FORK, ptrace.EVENT_VFORK, ptrace.EVENT_CLONE):
-            self._on_clone(tracee)
+            self._on_clone(tracee, vfork=event == ptrace.EVENT_VFORK)
         elif event == ptrace.EVENT_EXEC:
             self._on_exec(tracee)
         elif number in GROUP_STOPS:
+            if self._stands_for_first(tracee):
+                self._job.on_program_stop(number)
             ptrace.listen(tracee.tid)
         else:
             self._on_first_stop(tracee)
@@ -374,8 +363,24 @@ class Supervisor:
                 if len(action) == 32 and regs.r10 == _SIGSET_SIZE:
                     tracee.process.record_action(regs.rdi & 0xFFFFFFFF, action)
                 ptrace.cont(tracee.tid)
+            case n.SYS_PTRACE:
+                self._on_ptrace(tracee)
             case _:
                 ptrace.cont(tracee.tid)
+
+    def _on_ptrace(self, tracee: Tracee) -> None:
+        # The kernel would refuse it too: a thread has one tracer. But it would not say why.
+        regs = tracee.regs
+        if regs.rdi & 0xFFFFFFFF != n.PTRACE_TRACEME and regs.rsi not in self._tracees:
+            ptrace.cont(tracee.tid)
+            return
+        self._observer.warn_once(
+            "ptrace",
+            f"process {tracee.process.pid} wants to trace a program of this run, as debuggers and "
+            "strace do: EPERM, for each has one tracer, which is softsgx; `softsgx run --trace` "
+            "tells what concerns SGX",
+        )
+        tracee.finish_call(-errno.EPERM)
 
     def _on_mmap(self, tracee: Tracee) -> None:
         regs = tracee.regs
@@ -386,7 +391,17 @@ class Supervisor:
         else:
             ptrace.cont(tracee.tid)
 
-    def _on_clone(self, tracee: Tracee) -> None:
+    def _stands_for_first(self, tracee: Tracee) -> bool:
+        """Tell whether the first program is stopped when this thread is.
+
+        A thread in vfork(2) stops only when its child has gone on to exec or exit, and a child
+        that the terminal has stopped does neither.
+        """
+        while tracee.awaited_by is not None:
+            tracee = tracee.awaited_by
+        return tracee.tid == self._first
+
+    def _on_clone(self, tracee: Tracee, *, vfork: bool) -> None:
         tid = ptrace.event_message(tracee.tid)
         process = tracee.process
         flags = clone_flags(tracee, tid)
@@ -400,6 +415,7 @@ class Supervisor:
             child = process.fork(tid, mm)
         new = self._enter(tid, child)
         new.checked_mask = tracee.checked_mask
+        new.awaited_by = tracee if vfork else None
         new.must_watch = enclaves is not None and len(enclaves) > 0
         ptrace.cont(tracee.tid)
         status = self._early.pop(tid, None)
@@ -407,6 +423,8 @@ class Supervisor:
             self._ready.append((tid, status))
 
     def _on_first_stop(self, tracee: Tracee) -> None:
+        if self._stands_for_first(tracee):
+            self._job.on_program_stop(0)
         if tracee.must_filter:
             tracee.must_filter = False
             self._device.watch_mappings(tracee)
@@ -433,5 +451,6 @@ class Supervisor:
                 del self._tracees[other.tid]
                 process.threads -= 1
         self._leave_enclave(tracee)
+        tracee.awaited_by = None
         process.exec()
         self._programs.exec(tracee)

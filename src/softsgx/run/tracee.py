@@ -229,6 +229,7 @@ class Tracee:
         self.sigmask: int | None = None  # the program's own mask while fault signals are unblocked
         self.checked_mask: int | None = None
         self.fault_reset = 0  # fault signals whose action the kernel's forced delivery has reset
+        self.awaited_by: Tracee | None = None  # the thread whose vfork ends at its exec or exit
         self.must_filter = False  # at its next stop the second filter goes in
         self.must_watch = False  # at its first stop its mappings must be watched
         self.held: list[tuple[int, bytes]] = []  # signals that it blocks, sent while it was inside
