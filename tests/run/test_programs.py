@@ -6,6 +6,7 @@ found: a line "ok NAME" or "not ok NAME: REASON" for each thing.
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -61,6 +62,7 @@ PROGRAMS = [
     Program("aex_registers"),
     Program("core_dump"),
     Program("cpuid", more=(str(64 << 20), "cpuid_library.so"), options=("--epc", "64M")),
+    Program("descriptor"),
     Program("entry_registers"),
     Program("eresume_rewritten_ssa"),
     Program("exec"),
@@ -245,6 +247,19 @@ def test_program_as_an_ordinary_user(bench: Bench, ordinary_user: int, name: str
     with tempfile.TemporaryDirectory(dir=bench.directory) as home:
         os.chown(home, ordinary_user, ordinary_user)
         bench.run(BY_NAME[name], Path(home) / "state", uid=ordinary_user)
+
+
+def test_maps_name_the_device(bench: Bench, tmp_path: Path) -> None:
+    output = bench.run(BY_NAME["descriptor"], tmp_path / "state")
+    maps = [line.removeprefix("maps ") for line in output.splitlines() if line[:5] == "maps "]
+    device = [line for line in maps if "/dev/sgx_enclave" in line]
+    # The four segments of the enclave, each as fs/proc/task_mmu.c prints a mapping.
+    shape = r"[0-9a-f]+-[0-9a-f]+ [r-][w-][x-]s 00000000 00:[0-9a-f]{2} [0-9]+ +/dev/sgx_enclave"
+    assert len(device) >= 3, maps
+    assert all(re.fullmatch(shape, line) for line in device), device
+    assert {line.index("/dev") for line in device} == {73}
+    assert not [line for line in maps if "memfd:sgx_enclave" in line]
+    assert any("libc.so" in line for line in maps)
 
 
 def _values(output: str) -> dict[str, bytes]:

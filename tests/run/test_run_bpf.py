@@ -97,6 +97,9 @@ def wanted_of_second(number: int, args: tuple[int, ...]) -> int:
         n.SYS_MREMAP,
         n.SYS_MADVISE,
         n.SYS_REMAP_FILE_PAGES,
+        n.SYS_FSTAT,
+        n.SYS_FTRUNCATE,
+        n.SYS_FALLOCATE,
     }
     if number == n.SYS_MMAP:
         traced = bool(args[3] & n.MAP_FIXED) or not args[3] & n.MAP_ANONYMOUS

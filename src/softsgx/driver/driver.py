@@ -71,6 +71,7 @@ class EnclaveFile:
     has not marked.
     """
 
+    kind = ENCLAVE
     grants_provisioning = False
 
     def __init__(self, driver: Driver) -> None:
@@ -154,6 +155,7 @@ class EnclaveFile:
 class ProvisionFile:
     """An open file of /dev/sgx_provision: a capability for SGX_IOC_ENCLAVE_PROVISION, no more."""
 
+    kind = PROVISION
     grants_provisioning = True
 
     def ioctl(self, request: int, arg: int, task: "Task") -> int:  # noqa: ARG002 - as EnclaveFile's

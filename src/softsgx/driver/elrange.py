@@ -41,10 +41,13 @@ class MemfdElrange:
         """Open the memfd anew and return the descriptor: a file description of its own for the program.
 
         ``flags`` are open(2)'s, as the program gave them; those that create or truncate are dropped,
-        a device node ignores them.
+        a device node ignores them.  A device node cannot be read or written either: this one is at its
+        end to begin with, and whatever is written is appended, which the seal refuses.
         """
-        ignored = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_APPEND | os.O_DIRECT | os.O_NOFOLLOW
-        return os.open(f"/proc/self/fd/{self.fd}", flags & ~ignored)
+        ignored = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_DIRECT | os.O_NOFOLLOW
+        fd = os.open(f"/proc/self/fd/{self.fd}", flags & ~ignored | os.O_APPEND)
+        os.lseek(fd, 0, os.SEEK_END)
+        return fd
 
     def read(self, address: int, length: int) -> bytes:
         """Read ``length`` bytes at a linear address; a hole reads as zeros and stays a hole."""

@@ -48,6 +48,8 @@ PATH_CALLS = (
 )
 
 
+# What a character device answers otherwise than the memfd behind it.
+DESCRIPTOR_CALLS = (n.SYS_FSTAT, n.SYS_FTRUNCATE, n.SYS_FALLOCATE)
 MAPPING_CALLS = (
     n.SYS_MUNMAP,
     n.SYS_MPROTECT,
@@ -176,7 +178,7 @@ def second_filter() -> bytes:
     """Assemble the filter of a process that has opened a device node."""
     p = _Program()
     _native_only(p)
-    for number in MAPPING_CALLS:
+    for number in (*MAPPING_CALLS, *DESCRIPTOR_CALLS):
         p.jump(_JEQ, number, "trace")
     p.jump(_JEQ, n.SYS_MMAP, "mmap", "allow")
     # Any mapping of a file may be an enclave's, and anything over an enclave range is a munmap.

@@ -20,6 +20,7 @@ from softsgx.run import bpf, ptrace
 from softsgx.run import numbers as n
 from softsgx.run.device_files import DeviceFiles, ProgramTask
 from softsgx.run.elrange_map import USER_MODE_ONLY, EnclaveMap, EnclaveVma
+from softsgx.run.node_stat import NodeStat
 from softsgx.run.records import TABLE_SIZE
 from softsgx.run.tracee import NO_SYSCALL, Injector, Process, Refused, Tracee, failed
 
@@ -58,6 +59,7 @@ class DeviceCalls:
         self._records = records
         self._observer = observer
         self._filter = bpf.second_filter()
+        self._stat = NodeStat()
         # Processes whose threads cannot share the second filter, and the threads that have it.
         self._apart: WeakSet[Process] = WeakSet()
         self._filtered: WeakSet[Tracee] = WeakSet()
@@ -229,6 +231,7 @@ class DeviceCalls:
                     result = injector.call(n.SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, fprog)
                     if not result:
                         tracee.process.filtered = True
+                        mm.watch_descriptors()
                         if not flags:
                             # A thread has a filter of its own, so that TSYNC reaches none. Each
                             # is given ours where it first calls the device; one that never does,
@@ -291,6 +294,21 @@ class DeviceCalls:
             injector.call(n.SYS_MUNMAP, at, TABLE_SIZE)
         elif not failed(at):
             tracee.mm.records = at
+
+    # -- the descriptor ------------------------------------------------------------------------
+
+    def descriptor_call(self, tracee: Tracee) -> None:
+        """Answer fstat, ftruncate or fallocate of a node's descriptor, as of a character device."""
+        regs = tracee.regs
+        number, argument = regs.orig_rax, regs.rsi
+        file = self._files.of(tracee, regs.rdi & 0xFFFFFFFF)
+        if file is None:
+            ptrace.cont(tracee.tid)
+        elif number == n.SYS_FSTAT:
+            written = tracee.mm.write(argument, self._stat.stat(file.kind))
+            tracee.finish_call(0 if written else -errno.EFAULT)
+        else:
+            tracee.finish_call(-errno.EINVAL if number == n.SYS_FTRUNCATE else -errno.ENODEV)
 
     # -- what changes a mapping ---------------------------------------------------------------
 

@@ -58,6 +58,15 @@ class DeviceFiles:
             return None
         return self._files.get((stat.st_dev, stat.st_ino))
 
+    def kind_of(self, tracee: Tracee, fd: int) -> str | None:
+        """Give the kind of node behind a descriptor, of a thread that stands in a notification."""
+        try:
+            stat = os.stat(f"/proc/{tracee.tid}/fd/{fd}")
+        except OSError:
+            return None
+        file = self._files.get((stat.st_dev, stat.st_ino))
+        return file.kind if file is not None else None
+
 
 def _fstat_within(tracee: Tracee, fd: int) -> tuple[int, int]:
     # A program that has made itself non-dumpable closes /proc: it is asked itself.

@@ -8,14 +8,15 @@ traced program asks here; what does not name a node costs one look at its path.
 import errno
 import os
 import struct
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from softsgx.run import numbers as n
+from softsgx.run.node_stat import NodeStat, describe_maps
 from softsgx.run.tracee import LENT_PATH
 
 if TYPE_CHECKING:
+    from softsgx.run.device_files import DeviceFiles
     from softsgx.run.notification import Listener, Notification
     from softsgx.run.path_sites import PathSites
     from softsgx.run.tracee import Tracee
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 _PATH_MAX = 4096
 _FIRST_LOOK = 256
 _HINT = b"sgx"
-_S_IFCHR = 0o020000
-_MODE = _S_IFCHR | 0o777
 _DIR_CALLS = frozenset(
     (
         n.SYS_OPENAT,
@@ -36,12 +35,10 @@ _DIR_CALLS = frozenset(
         n.SYS_STATX,
     )
 )
-_LINK_MODE = 0o120777
 _AT_SYMLINK_NOFOLLOW = 0x100
 _O_CREAT_EXCL = 0o300
-_MISC_MAJOR = 10
-_STATX_BASIC = 0x7FF
-_STAT = struct.Struct("<QQQIIIIQqqq6Q24x")  # struct stat, 144 bytes
+_AT_EMPTY_PATH = 0x1000
+_STAT_AT = {n.SYS_NEWFSTATAT: 3, n.SYS_STATX: 2}  # which argument has the flags
 
 
 class PathCalls:
@@ -53,17 +50,29 @@ class PathCalls:
         links: dict[str, str],
         open_node: "Callable[[Tracee, str, int], int]",
         sites: "PathSites",
+        files: "DeviceFiles",
     ) -> None:
         self._nodes = nodes
         self._links = links
         self._open_node = open_node
         self._sites = sites
-        self._minors = {path: 120 + at for at, path in enumerate(sorted(set(nodes.values())))}
-        self._since = int(time.time())
+        self._files = files
+        self._records = NodeStat()
 
     def answer(self, listener: "Listener", call: "Notification", tracee: "Tracee | None") -> None:
         """Answer one call."""
         path = self._path(call, tracee) if tracee is not None else None
+        if tracee is not None and path is None and tracee.process.filtered:
+            kind = self._descriptor(call, tracee)
+            if kind is not None:
+                self._stat(listener, call, tracee, kind, None)
+                return
+            maps = self._maps(call, tracee)
+            if maps >= 0:
+                flags = call.args[1 if call.number == n.SYS_OPEN else 2]
+                listener.give(call, maps, flags & n.O_CLOEXEC)
+                os.close(maps)
+                return
         if tracee is not None and tracee.lent >= 0 and path == LENT_PATH:
             listener.give(call, tracee.lent, n.O_CLOEXEC)
             return
@@ -82,18 +91,23 @@ class PathCalls:
             listener.answer(call, 0)  # access: the nodes are open to all
 
     def _path(self, call: "Notification", tracee: "Tracee") -> str | None:
-        at = call.args[1] if call.number in _DIR_CALLS else call.args[0]
-        raw = tracee.mm.read(at, _FIRST_LOOK)
-        if b"\0" not in raw and len(raw) == _FIRST_LOOK:
-            raw = tracee.mm.read(at, _PATH_MAX)
-        raw, end, _ = raw.partition(b"\0")
-        if _HINT not in raw or not end:
+        raw = self._text(call, tracee)
+        if _HINT not in raw:
             return None
         path = os.fsdecode(raw)
         if not path.startswith("/"):
             path = os.path.join(self._base(call, tracee), path)
         # A node is no directory: a path that says so goes on to the kernel, as it stands.
         return None if path.endswith("/") else os.path.normpath(path)
+
+    @staticmethod
+    def _text(call: "Notification", tracee: "Tracee") -> bytes:
+        at = call.args[1] if call.number in _DIR_CALLS else call.args[0]
+        raw = tracee.mm.read(at, _FIRST_LOOK)
+        if b"\0" not in raw and len(raw) == _FIRST_LOOK:
+            raw = tracee.mm.read(at, _PATH_MAX)
+        text, end, _ = raw.partition(b"\0")
+        return text if end else b""
 
     @staticmethod
     def _base(call: "Notification", tracee: "Tracee") -> str:
@@ -155,24 +169,45 @@ class PathCalls:
         listener: "Listener",
         call: "Notification",
         tracee: "Tracee",
-        node: str,
+        kind: str,
         link: str | None,
     ) -> None:
-        mode, size = (_MODE, 0) if link is None else (_LINK_MODE, len(link))
-        minor = self._minors[node]
-        now = self._since
         if call.number == n.SYS_STATX:
-            at = call.args[4]
-            stat = bytearray(256)
-            struct.pack_into(
-                "<IIQIIIHxxQQQQ", stat, 0, _STATX_BASIC, 4096, 0, 1, 0, 0, mode, minor, size, 0, 0
-            )
-            for offset in (64, 96, 112):  # atime, ctime, mtime
-                struct.pack_into("<q", stat, offset, now)
-            struct.pack_into("<IIII", stat, 128, _MISC_MAJOR, minor, 0, 5)
-            data = bytes(stat)
+            at, data = call.args[4], self._records.statx(kind, link)
         else:
             at = call.args[2 if call.number == n.SYS_NEWFSTATAT else 1]
-            device = os.makedev(_MISC_MAJOR, minor)
-            data = _STAT.pack(5, minor, 1, mode, 0, 0, 0, device, size, 4096, 0, *(now, 0) * 3)
+            data = self._records.stat(kind, link)
         listener.answer(call, 0 if tracee.mm.write(at, data) else -errno.EFAULT)
+
+    # -- what a program that has opened a node asks besides -------------------------------------
+
+    def _descriptor(self, call: "Notification", tracee: "Tracee") -> str | None:
+        """Give the kind of node whose descriptor a stat call with an empty path is about."""
+        if call.number not in _STAT_AT or not call.args[_STAT_AT[call.number]] & _AT_EMPTY_PATH:
+            return None
+        if tracee.mm.read(call.args[1], 1) not in (b"\0", b"") or not tracee.process.filtered:
+            return None
+        return self._files.kind_of(tracee, call.args[0] & 0xFFFFFFFF)
+
+    def _maps(self, call: "Notification", tracee: "Tracee") -> int:
+        """Give a descriptor with the caller's own maps, told as the kernel would; -1 for no such call."""
+        if call.number not in (n.SYS_OPEN, n.SYS_OPENAT) or tracee.mm.enclaves is None:
+            return -1
+        path = self._text(call, tracee)
+        pid, tid = tracee.process.pid, tracee.tid
+        own = {b"/proc/%s/maps" % who for who in (b"self", b"thread-self", b"%d" % pid)}
+        own |= {b"/proc/%s/task/%d/maps" % (who, tid) for who in (b"self", b"%d" % pid)}
+        flags = call.args[1 if call.number == n.SYS_OPEN else 2]
+        if path not in own or flags & os.O_ACCMODE:
+            return -1
+        try:
+            with open(f"/proc/{pid}/maps", "rb") as maps:
+                text = describe_maps(maps.read())
+        except OSError:
+            return -1
+        writable = os.memfd_create("maps", os.MFD_CLOEXEC)
+        try:
+            os.write(writable, text)
+            return os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(writable)

@@ -109,6 +109,9 @@ class Programs:
         if auxv:
             mm.write(auxv[0], _WORD.pack(base))
         mm.image = base
+        mm.path_flag = base + self._vdso.path_flag
+        if tracee.process.filtered:
+            mm.watch_descriptors()
         mm.path_load = base + self._vdso.path_load
         mm.path_ask = base + self._vdso.path_ask
         mm.aep = base + self._vdso.enclu

@@ -99,7 +99,7 @@ class Supervisor:
         self._traps = Traps(
             platform.processor, platform.processor.model, vdso, observer, self._records, xcr0
         )
-        self._paths = PathCalls(NODES, LINKS, self._open_node, PathSites(vdso))
+        self._paths = PathCalls(NODES, LINKS, self._open_node, PathSites(vdso), self._files)
         self._tracees: dict[int, Tracee] = {}
         # A new thread may stop before its parent's event tells whose child it is.
         self._early: dict[int, int] = {}
@@ -363,6 +363,8 @@ class Supervisor:
                 if len(action) == 32 and regs.r10 == _SIGSET_SIZE:
                     tracee.process.record_action(regs.rdi & 0xFFFFFFFF, action)
                 ptrace.cont(tracee.tid)
+            case n.SYS_FSTAT | n.SYS_FTRUNCATE | n.SYS_FALLOCATE:
+                self._device.descriptor_call(tracee)
             case n.SYS_PTRACE:
                 self._on_ptrace(tracee)
             case _:

@@ -70,6 +70,7 @@ class Mm:
         self.records = 0  # where the record table is mapped
         self.aep = 0  # the ENCLU of our vDSO
         self.handle_exception = 0
+        self.path_flag = 0  # the byte that makes the image ask about descriptors and maps too
         self.path_load = 0  # the one load of the image that may fault, and where it goes on then
         self.path_ask = 0
         self.cpuid_sites: set[int] = set()
@@ -85,6 +86,7 @@ class Mm:
         child = Mm(pid)
         child.place(self.gadget, self.scratch)
         child.image = self.image
+        child.path_flag = self.path_flag
         child.path_load = self.path_load
         child.path_ask = self.path_ask
         child.path_slots_used = self.path_slots_used
@@ -96,6 +98,11 @@ class Mm:
         child.handle_exception = self.handle_exception
         child.cpuid_sites = set(self.cpuid_sites)
         return child
+
+    def watch_descriptors(self) -> None:
+        """Let the image ask about stat calls without a path and maps: there is a node's file now."""
+        if self.path_flag:
+            self.write(self.path_flag, b"\1")
 
     def drop(self) -> None:
         """Give up one user; the last one closes."""
