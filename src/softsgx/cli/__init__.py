@@ -6,6 +6,10 @@ A verb's module softsgx.cli.VERB has two functions:
     add_arguments(parser: argparse.ArgumentParser) -> None
     main(args: argparse.Namespace) -> int       the exit status
 
+and may have a third, for what argparse need not be started for:
+
+    parse(arguments: Sequence[str]) -> object with the same attributes, or None
+
 A SoftsgxError is the user's mistake: one line on standard error, exit status 2, as for a wrong option.
 """
 
@@ -16,6 +20,11 @@ import sys
 from importlib import import_module
 
 from softsgx.errors import SoftsgxError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from types import ModuleType
 
 VERBS = {
     "run": "run a program that uses SGX, on a machine without it",
@@ -66,6 +75,16 @@ def _dispatch(arguments: list[str]) -> int:
         given = f"there is no verb {verb!r}" if verb else "a verb is missing"
         raise SoftsgxError(f"{given}; the verbs are {', '.join(VERBS)} (softsgx --help)")
 
+    module = import_module(f"softsgx.cli.{verb}")
+    # argparse takes as long to start as the interpreter, and a run starts before every program.
+    quick = getattr(module, "parse", None)
+    parsed = quick(arguments[1:]) if quick is not None else None
+    if parsed is None:
+        parsed = _parse(verb, module, arguments[1:])
+    return int(module.main(parsed))
+
+
+def _parse(verb: str, module: ModuleType, arguments: list[str]) -> Namespace:
     # Not a subparser each: that would import every verb to parse one.
     from argparse import ArgumentParser, HelpFormatter  # noqa: PLC0415
 
@@ -76,7 +95,6 @@ def _dispatch(arguments: list[str]) -> int:
         def __init__(self, prog: str) -> None:
             super().__init__(prog, width=int(columns) - 2 if columns.isdecimal() else 78)
 
-    module = import_module(f"softsgx.cli.{verb}")
     parser = ArgumentParser(
         prog=f"softsgx {verb}",
         description=module.__doc__,
@@ -84,7 +102,7 @@ def _dispatch(arguments: list[str]) -> int:
         formatter_class=Formatter,
     )
     module.add_arguments(parser)
-    return int(module.main(parser.parse_args(arguments[1:])))
+    return parser.parse_args(arguments)
 
 
 def _help() -> str:

@@ -9,7 +9,6 @@ kernel's driver would refuse is refused here by the driver's own rules.
 import errno
 import os
 import struct
-from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from softsgx.arch.ioctl import EnclaveAddPages
@@ -24,6 +23,7 @@ from softsgx.run.node_stat import NodeStat
 from softsgx.run.records import TABLE_SIZE
 from softsgx.run.tracee import NO_SYSCALL, Injector, Process, Refused, Tracee, failed
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from softsgx.driver.driver import ProvisionFile
 

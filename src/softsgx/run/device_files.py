@@ -7,13 +7,13 @@ on, and is still the same file. The thread answers what the driver asks of its c
 
 import os
 import struct
-from typing import TYPE_CHECKING
 
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
 from softsgx.run.tracee import Tracee
 from softsgx.run.user_memory import ProgramMemory
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from softsgx.driver.driver import EnclaveFile, ProvisionFile
 

@@ -13,8 +13,8 @@ import fcntl
 import os
 import struct
 from bisect import bisect_right
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from softsgx.driver.driver import EnclaveFile
 

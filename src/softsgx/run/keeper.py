@@ -6,13 +6,13 @@ a program could, between the supervisor's death and its own (PTRACE_O_EXITKILL),
 its enclave and read a silent zero page.
 """
 
-import contextlib
 import os
 import select
-import signal
 import time
-from typing import TYPE_CHECKING
 
+from softsgx.run import signals
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
 
@@ -41,8 +41,11 @@ class Keeper:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-            with contextlib.suppress(ChildProcessError):
+            try:
                 os.waitpid(self.pid, 0)
+            except ChildProcessError:
+                # The supervisor's own wait was faster.
+                return
 
     def _start(self) -> None:
         import socket  # noqa: PLC0415
@@ -60,8 +63,7 @@ class Keeper:
 
 def _keep(fd: int) -> None:
     # A terminal's signals must not end it before the programs have ended.
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    signals.ignore(signals.SIGINT, signals.SIGQUIT, signals.SIGTERM, signals.SIGHUP)
     highest = os.sysconf("SC_OPEN_MAX")
     os.closerange(0, fd)
     os.closerange(fd + 1, min(highest, 1 << 20))

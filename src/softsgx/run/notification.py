@@ -4,12 +4,10 @@
 Owns the listener's descriptor. Sources: seccomp_unotify(2), include/uapi/linux/seccomp.h.
 """
 
-import contextlib
 import errno
 import fcntl
 import os
 import struct
-from typing import NamedTuple
 
 _RECV = 0xC0502100
 _SEND = 0xC0182101
@@ -24,14 +22,17 @@ _RESPONSE = struct.Struct("<QqiI")  # struct seccomp_notif_resp
 _FD = struct.Struct("<QIIII")  # struct seccomp_notif_addfd
 
 
-class Notification(NamedTuple):
-    """A call that waits for an answer."""
+class Notification:
+    """A call that waits for an answer; `ip` is behind its SYSCALL."""
 
-    id: int
-    tid: int
-    number: int
-    ip: int  # behind the SYSCALL
-    args: tuple[int, ...]
+    __slots__ = ("args", "id", "ip", "number", "tid")
+
+    def __init__(self, id: int, tid: int, number: int, ip: int, args: "tuple[int, ...]") -> None:  # noqa: A002  (the kernel's word)
+        self.id = id
+        self.tid = tid
+        self.number = number
+        self.ip = ip
+        self.args = args
 
 
 class Listener:
@@ -43,8 +44,11 @@ class Listener:
         self._zero = bytes(_NOTIF.size)
         os.set_blocking(fd, False)
         # Linux 6.6: the answerer is woken on the asker's processor, which is ten times faster.
-        with contextlib.suppress(OSError):
+        try:
             fcntl.ioctl(fd, _SET_FLAGS, _SYNC_WAKE_UP)
+        except OSError:
+            # An older kernel: `softsgx info` says what it costs.
+            return
 
     def receive(self) -> Notification | None:
         """Take the next waiting call, or None where its thread has been killed meanwhile."""

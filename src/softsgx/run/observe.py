@@ -8,11 +8,11 @@ asynchronous exit, or a refusal with its reason in words.
 import errno
 import sys
 import time
-from typing import IO, TYPE_CHECKING, Any
 
-from softsgx.arch.leaves import Enclu
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import IO, Any
+
     from softsgx.cpu.transition import Event
     from softsgx.errors import DriverError, Fault
     from softsgx.run.tracee import Tracee
@@ -47,7 +47,7 @@ class Observer:
 
     now = staticmethod(time.perf_counter)
 
-    def __init__(self, trace: IO[str] | None = None) -> None:
+    def __init__(self, trace: "IO[str] | None" = None) -> None:
         self._trace = trace
         self._started = self.now()
         self._said: set[str] = set()
@@ -71,6 +71,8 @@ class Observer:
         else:
             self.faulted_leaves += 1
         if self._trace is not None:
+            from softsgx.arch.leaves import Enclu  # noqa: PLC0415  (only a traced run needs it)
+
             name = Enclu(leaf).name if leaf in Enclu._value2member_map_ else f"{leaf:#x}"
             line: dict[str, Any] = {"leaf": name, "rbx": f"{tcs:#x}"}
             if fault is not None:
@@ -139,7 +141,7 @@ class Observer:
 
         self.warn(f"internal error at thread {tid}\n{traceback.format_exc()}")
 
-    def _write(self, tracee: "Tracee", line: dict[str, Any]) -> None:
+    def _write(self, tracee: "Tracee", line: "dict[str, Any]") -> None:
         if self._trace is None:
             return
         import json  # noqa: PLC0415  (only a traced run needs it)

@@ -14,10 +14,10 @@ stays, so that who stands in it, or jumps to it, finds what was there.
 """
 
 import struct
-from typing import TYPE_CHECKING
 
 from softsgx.run import numbers as n
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from softsgx.run.notification import Notification
     from softsgx.run.tracee import Tracee

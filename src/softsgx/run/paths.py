@@ -8,14 +8,15 @@ traced program asks here; what does not name a node costs one look at its path.
 import errno
 import os
 import struct
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from softsgx.run import numbers as n
 from softsgx.run.node_stat import NodeStat, describe_maps
 from softsgx.run.tracee import LENT_PATH
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from softsgx.run.device_files import DeviceFiles
     from softsgx.run.notification import Listener, Notification
     from softsgx.run.path_sites import PathSites

@@ -9,7 +9,6 @@ mapping the proven CPUID instructions are replaced by the equally long UD2.
 import os
 import stat
 import struct
-from typing import TYPE_CHECKING
 
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
@@ -18,6 +17,7 @@ from softsgx.run.executable import privilege
 from softsgx.run.tracee import NO_SYSCALL, Tracee, failed
 from softsgx.run.traps import UD2
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from softsgx.run.observe import Observer
     from softsgx.run.vdso import VdsoImage

@@ -267,12 +267,6 @@ def set_xstate(tid: int, image: bytes | bytearray) -> None:
     _call(PTRACE_SETREGSET, tid, NT_X86_XSTATE, _iovec_at)
 
 
-def traced() -> bool:
-    """Tell whether this very process is traced."""
-    with open("/proc/self/status", "rb") as status:
-        return any(line.startswith(b"TracerPid:") and int(line[10:]) for line in status)
-
-
 def interrupt(tid: int) -> None:
     """Stop a running thread, at the latest where it returns from a system call."""
     _call(PTRACE_INTERRUPT, tid, None, None)

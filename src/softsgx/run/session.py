@@ -7,22 +7,24 @@ Owns the platform of the run and gives it back whatever happens.
 import gc
 import os
 import resource
-import signal
 import sys
-from contextlib import suppress
-from typing import IO, NoReturn
 
 from softsgx.cpu.model import Model
 from softsgx.driver.platform import Platform
 from softsgx.driver.state import State
+from softsgx.errors import SoftsgxError
+from softsgx.run import numbers as n
+from softsgx.run import signals
 from softsgx.run.host import require_host
-from softsgx.run.job import supervisor_signals
+from softsgx.run.job import block_signals
 from softsgx.run.observe import Observer
 from softsgx.run.spawn import Inherited, find_program, require_servable, spawn
 from softsgx.run.supervisor import Supervisor
 from softsgx.run.vdso import VdsoImage
 
-_IGNORED = (signal.SIGINT, signal.SIGQUIT)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import IO, NoReturn
 
 
 def xsave_sizes(vdso: VdsoImage, xcr0: int) -> dict[int, tuple[int, int]]:
@@ -35,9 +37,16 @@ def xsave_sizes(vdso: VdsoImage, xcr0: int) -> dict[int, tuple[int, int]]:
 
 
 def ignored_signals() -> int:
-    """Give the signals that this process was started with ignored; bit n - 1 is signal n."""
+    """Give the signals that this process was started with ignored; bit n - 1 is signal n.
+
+    SoftsgxError where it is traced: the tracer would have its programs, which softsgx must have.
+    """
     with open("/proc/self/status", "rb") as status:
         for line in status:
+            if line.startswith(b"TracerPid:") and int(line[10:]):
+                raise SoftsgxError(
+                    "softsgx run cannot itself be traced: not by gdb or strace, not by softsgx run"
+                )
             if line.startswith(b"SigIgn:"):
                 return int(line.split()[1], 16)
     return 0
@@ -57,7 +66,7 @@ def run_program(
     *,
     epc: int,
     state: State,
-    trace: IO[str] | None = None,
+    trace: "IO[str] | None" = None,
     stats: bool = False,
     kill_on_exit: bool = False,
 ) -> int:
@@ -67,41 +76,41 @@ def run_program(
     require_servable(program)
     ignored = ignored_signals()
     # The kernel keeps no wait status of a child for whoever ignores SIGCHLD.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signals.set_default(n.SIGCHLD)
     files = raise_file_limit()
     vdso = VdsoImage.load()
     xcr0 = vdso.native_xgetbv(0)
     observer = Observer(trace)
     model = Model(epc, xcr0, xsave_sizes(vdso, xcr0), vdso.native_cpuid(0)[0])
     with Platform(epc=epc, model=model, state=state) as platform:
-        mask = supervisor_signals()
+        mask = block_signals()
         pid, listener = spawn(program, argv, Inherited(mask, ignored, files))
         # The terminal's own signals go to the program; the supervisor ends when it does.
-        for number in _IGNORED:
-            signal.signal(number, signal.SIG_IGN)
-        blocked = sum(1 << (number - 1) for number in mask)
+        signals.ignore(signals.SIGINT, signals.SIGQUIT)
         gc.freeze()
         gc.enable()
         supervisor = Supervisor(platform, vdso, observer, xcr0, kill_on_exit=kill_on_exit)
-        status = supervisor.follow(pid, listener, blocked, ignored)
+        status = supervisor.follow(pid, listener, mask, ignored)
         if stats:
             sys.stderr.write(observer.report())
     return status
 
 
-def exit_like(status: int) -> NoReturn:
+def exit_like(status: int) -> "NoReturn":
     """End with the exit code of a wait status, or by the signal that the program died of."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
+        try:
             stream.flush()
+        except OSError:
+            # Its reader has left.
+            continue
     if os.WIFEXITED(status):
         # Nothing is left to be cleaned up, and the interpreter's own end takes 8 ms.
         os._exit(os.WEXITSTATUS(status))
     number = os.WTERMSIG(status)
     # The program has left its core dump; a second one, of the supervisor, would only mislead.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if number != signal.SIGKILL:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    signals.set_default(number)
+    signals.unblock(signals.bits(number))
     os.kill(os.getpid(), number)
     os._exit(128 + number)

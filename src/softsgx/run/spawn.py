@@ -8,12 +8,15 @@ is in place every open would wait for an answer, so nothing is imported or opene
 import ctypes
 import os
 import resource
-import signal
 import struct
-from typing import NoReturn
 
 from softsgx.errors import SoftsgxError
-from softsgx.run import bpf, executable, ptrace
+from softsgx.run import bpf, executable, ptrace, signals
+from softsgx.run import numbers as n
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 _PR_SET_NO_NEW_PRIVS = 38
 _SYS_SECCOMP = 317
@@ -21,7 +24,7 @@ _SECCOMP_SET_MODE_FILTER = 1
 _NEW_LISTENER = 1 << 3
 _WAIT_KILLABLE_RECV = 1 << 5
 _NUMBER = 8  # bytes of what the child says: its listener, or a negative errno
-_IGNORED_CHILD = 1 << (signal.SIGCHLD - 1)
+_IGNORED_CHILD = signals.bits(n.SIGCHLD)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -77,15 +80,13 @@ def require_servable(program: str) -> None:
 class Inherited:
     """What the supervisor was started with and has changed for itself; the program gets it back.
 
-    `mask` is the blocked signals, `ignored` the ignored ones (bit n - 1 is signal n), `files` the
-    limits of open files.
+    `mask` is the blocked signals and `ignored` the ignored ones (bit n - 1 is signal n), `files`
+    the limits of open files.
     """
 
     __slots__ = ("files", "ignored", "mask")
 
-    def __init__(
-        self, mask: set[int | signal.Signals], ignored: int, files: tuple[int, int]
-    ) -> None:
+    def __init__(self, mask: int, ignored: int, files: tuple[int, int]) -> None:
         self.mask = mask
         self.ignored = ignored
         self.files = files
@@ -117,10 +118,6 @@ def _seize(pid: int, go: int, said: int) -> int:
         ptrace.seize(pid)
     except OSError as error:
         _end(pid)
-        if ptrace.traced():
-            raise SoftsgxError(
-                "softsgx run cannot itself be traced: not by gdb or strace, not by softsgx run"
-            ) from error
         raise SoftsgxError(
             f"this host forbids ptrace ({error.strerror}): `softsgx info` tells the fix"
         ) from error
@@ -144,7 +141,7 @@ def _seize(pid: int, go: int, said: int) -> int:
 
 
 def _end(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pid, signals.SIGKILL)
     os.waitpid(pid, ptrace.WALL)
 
 
@@ -155,17 +152,16 @@ def _child(
     go: int,
     said: int,
     fprog: ctypes.Array[ctypes.c_char],
-) -> NoReturn:
+) -> "NoReturn":
     try:
         # Python ignores these two, and what is ignored stays so over an exec.
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
+        signals.set_default(signals.SIGPIPE, signals.SIGXFSZ)
         if inherited.ignored & _IGNORED_CHILD:
-            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+            signals.ignore(n.SIGCHLD)
         resource.setrlimit(resource.RLIMIT_NOFILE, inherited.files)
         environment = dict(os.environ)
         os.read(go, 1)
-        signal.pthread_sigmask(signal.SIG_SETMASK, inherited.mask)
+        signals.set_mask(inherited.mask)
         if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
             os.write(said, (-ctypes.get_errno()).to_bytes(_NUMBER, "little", signed=True))
             os._exit(125)

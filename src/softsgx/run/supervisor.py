@@ -12,18 +12,16 @@ import ctypes
 import errno
 import fcntl
 import os
-import signal
 import struct
-from typing import TYPE_CHECKING
 
 from greenlet import greenlet
 
 from softsgx.driver.driver import ENCLAVE, LINKS, NODES, EnclaveFile
 from softsgx.run import numbers as n
-from softsgx.run import ptrace
+from softsgx.run import ptrace, signals
 from softsgx.run.device import DeviceCalls
 from softsgx.run.device_files import DeviceFiles
-from softsgx.run.job import Job, read_signal, signal_descriptor
+from softsgx.run.job import Job
 from softsgx.run.keeper import Keeper
 from softsgx.run.notification import Listener
 from softsgx.run.path_sites import PathSites
@@ -35,6 +33,7 @@ from softsgx.run.tracee import GROUP_STOPS, IGNORE, Mm, Process, Refused, Tracee
 from softsgx.run.traps import Traps
 from softsgx.run.waiting import Waiter
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from softsgx.driver.driver import ProvisionFile
     from softsgx.driver.platform import Platform
@@ -113,7 +112,7 @@ class Supervisor:
         self._kill_on_exit = kill_on_exit
         self._job = Job()
         self._inotify = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._child = signal_descriptor((signal.SIGCHLD,))
+        self._child = signals.descriptor(signals.bits(n.SIGCHLD))
 
     # -- the loop ---------------------------------------------------------------------------
 
@@ -137,7 +136,7 @@ class Supervisor:
                     if fd == listener.fd:
                         self._answer(listener)
                     elif fd == self._child:
-                        read_signal(fd)
+                        signals.read(fd)
                     elif fd == self._job.fd:
                         self._job.on_signal({t.process.pid for t in self._tracees.values()})
                     else:
@@ -195,7 +194,7 @@ class Supervisor:
 
     def _kill_all(self) -> None:
         for tracee in self._tracees.values():
-            ptrace.tgkill(tracee.process.pid, tracee.tid, signal.SIGKILL)
+            ptrace.tgkill(tracee.process.pid, tracee.tid, signals.SIGKILL)
 
     # -- device files -----------------------------------------------------------------------
 
@@ -269,7 +268,7 @@ class Supervisor:
         if process.threads == 1:
             self._observer.processes += 1
         if self._ended and self._kill_on_exit:
-            ptrace.tgkill(process.pid, tid, signal.SIGKILL)
+            ptrace.tgkill(process.pid, tid, signals.SIGKILL)
         return tracee
 
     def _life(self, tracee: Tracee, status: int) -> None:
@@ -281,10 +280,10 @@ class Supervisor:
                 pass  # its exit status is on the way, or here
             except Refused as refused:
                 self._observer.warn(f"{refused}; it is killed")
-                ptrace.tgkill(tracee.process.pid, tracee.tid, signal.SIGKILL)
+                ptrace.tgkill(tracee.process.pid, tracee.tid, signals.SIGKILL)
             except Exception:  # noqa: BLE001  (one thread's misfortune is not the others')
                 self._observer.internal_error(tracee.tid)
-                ptrace.tgkill(tracee.process.pid, tracee.tid, signal.SIGKILL)
+                ptrace.tgkill(tracee.process.pid, tracee.tid, signals.SIGKILL)
             if tracee.replaced:
                 tracee.replaced = False
             elif not tracee.ended:

@@ -8,11 +8,7 @@ supervisor's one thread only; a handler that waits for its thread's next stop is
 """
 
 import os
-import signal
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from greenlet import greenlet
 
@@ -20,8 +16,13 @@ from softsgx.run import numbers as n
 from softsgx.run import ptrace
 from softsgx.run.bpf import INJECTION_DONE
 from softsgx.run.ptrace import TraceeGone, UserRegs
+from softsgx.run.signals import SIG_IGN
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
     from softsgx.cpu.processor import LogicalProcessor
     from softsgx.run.elrange_map import EnclaveMap
 
@@ -66,7 +67,7 @@ class Mm:
         self.image = 0  # where our vDSO stands
         self.gadget = 0  # where the image's stub for injected calls stands; 0 until the exec stop has placed it
         self.scratch = 0  # a readable page beside it for what an injected call reads
-        self._slots: list[int] = []
+        self.slots: list[int] = []
         self.records = 0  # where the record table is mapped
         self.aep = 0  # the ENCLU of our vDSO
         self.handle_exception = 0
@@ -129,23 +130,17 @@ class Mm:
         except OSError:
             return b""
 
-    @contextmanager
-    def scratch_for(self, data: bytes) -> Iterator[int]:
+    def scratch_for(self, data: bytes) -> "Scratch":
         """Lend a place in the program that holds `data`, for an injected call to read."""
-        if len(data) > SCRATCH_SLOT or not self._slots:
+        if len(data) > SCRATCH_SLOT or not self.slots:
             raise RuntimeError(f"no scratch slot for {len(data)} bytes")
-        at = self._slots.pop()
-        self.write(at, data)
-        try:
-            yield at
-        finally:
-            self._slots.append(at)
+        return Scratch(self, data)
 
     def place(self, gadget: int, scratch: int) -> None:
         """Record where the gadget and the scratch page beside it stand."""
         self.gadget = gadget
         self.scratch = scratch
-        self._slots = [scratch + at for at in range(0, n.PAGE_SIZE, SCRATCH_SLOT)]
+        self.slots = [scratch + at for at in range(0, n.PAGE_SIZE, SCRATCH_SLOT)]
 
     def read(self, address: int, length: int) -> bytes:
         """Read memory of the program; shorter, or empty, where it is not mapped."""
@@ -164,6 +159,21 @@ class Mm:
             return os.pwrite(self.mem, data, address) == len(data)
         except OSError:
             return False
+
+
+class Scratch:
+    """A slot of the scratch page, lent as a context."""
+
+    def __init__(self, mm: Mm, data: bytes) -> None:
+        self._mm = mm
+        self._at = mm.slots.pop()
+        mm.write(self._at, data)
+
+    def __enter__(self) -> int:
+        return self._at
+
+    def __exit__(self, *_: object) -> None:
+        self._mm.slots.append(self._at)
 
 
 class Process:
@@ -195,7 +205,7 @@ class Process:
     def spend_handler(self, signal_number: int) -> None:
         """Record that a signal is delivered: an SA_RESETHAND handler is good for one only."""
         action = self.actions.get(signal_number)
-        if action is not None and handler_of(action) != signal.SIG_IGN:
+        if action is not None and handler_of(action) != SIG_IGN:
             flags = struct.unpack_from("<Q", action, 8)[0]
             if flags & _SA_RESETHAND:
                 del self.actions[signal_number]
@@ -206,11 +216,11 @@ class Process:
         self.mm = Mm(self.pid)
         self.mm.users = 1
         old.drop()
-        self.actions = {s: a for s, a in self.actions.items() if handler_of(a) == signal.SIG_IGN}
+        self.actions = {s: a for s, a in self.actions.items() if handler_of(a) == SIG_IGN}
 
 
 # struct kernel_sigaction of an ignored signal.
-IGNORE = struct.pack("<QQQQ", signal.SIG_IGN, 0, 0, 0)
+IGNORE = struct.pack("<QQQQ", SIG_IGN, 0, 0, 0)
 
 
 def handler_of(action: bytes | None) -> int:
@@ -225,7 +235,7 @@ class Tracee:
         self,
         tid: int,
         process: Process,
-        life: Callable[["Tracee", int], None],
+        life: "Callable[[Tracee, int], None]",
         hub: greenlet,
     ) -> None:
         self.tid = tid
@@ -326,41 +336,45 @@ class Tracee:
         ptrace.set_regs(self.tid, self.regs)
         ptrace.cont(self.tid)
 
-    @contextmanager
-    def injecting(self) -> "Iterator[Injector]":
+    def injecting(self) -> "Injector":
         """Borrow the stopped thread for system calls of ours.
 
         On exit mask and registers are as they were, and the thread stands in a seccomp stop: a
         signal can no longer be delivered from it, but the interrupted call can be carried out.
         """
-        mask = ptrace.get_sigmask(self.tid)
-        ptrace.set_sigmask(self.tid, _ALL_SIGNALS)
-        injector = Injector(self, self.regs.copy())
-        self.borrowing = True
-        try:
-            yield injector
-        finally:
-            self.borrowing = False
-            if not self.ended and not self.replaced:
-                ptrace.set_sigmask(self.tid, mask)
-                if injector.used:
-                    ptrace.set_regs(self.tid, self.regs)
-                if injector.stopped:
-                    # It joins the stop that it ran on in, unless SIGCONT has ended that.
-                    ptrace.interrupt(self.tid)
+        return Injector(self)
 
 
 class Injector:
     """System calls carried out by a borrowed thread."""
 
-    def __init__(self, tracee: Tracee, base: UserRegs) -> None:
+    def __init__(self, tracee: Tracee) -> None:
         self._tracee = tracee
-        self._regs = base
+        self._mask = 0
+        self._regs = tracee.regs.copy()
         self._regs.orig_rax = NO_SYSCALL
         self._regs.rflags &= ~_DIRECTION_AND_TRAP
         self._regs.r13 = INJECTION_DONE
-        self.used = False
-        self.stopped = False  # a group stop came meanwhile
+        self._used = False
+        self._stopped = False  # a group stop came meanwhile
+
+    def __enter__(self) -> "Self":
+        tid = self._tracee.tid
+        self._mask = ptrace.get_sigmask(tid)
+        ptrace.set_sigmask(tid, _ALL_SIGNALS)
+        self._tracee.borrowing = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        tracee = self._tracee
+        tracee.borrowing = False
+        if not tracee.ended and not tracee.replaced:
+            ptrace.set_sigmask(tracee.tid, self._mask)
+            if self._used:
+                ptrace.set_regs(tracee.tid, tracee.regs)
+            if self._stopped:
+                # It joins the stop that it ran on in, unless SIGCONT has ended that.
+                ptrace.interrupt(tracee.tid)
 
     def lend(self, fd: int) -> int:
         """Give the program a copy of our descriptor, to be closed soon; its number or an errno."""
@@ -382,7 +396,7 @@ class Injector:
         )
         regs.rip = tracee.mm.gadget
         ptrace.set_regs(tracee.tid, regs)
-        self.used = True
+        self._used = True
         seen = UserRegs()
         passed_on = 0
         while True:
@@ -397,7 +411,7 @@ class Injector:
                 # the injected call is itself one that the filters trace: let it pass
             elif event == ptrace.EVENT_STOP:
                 # A group stop; or, told as SIGTRAP, the SIGCONT that ends it.
-                self.stopped = number in GROUP_STOPS
+                self._stopped = number in GROUP_STOPS
             elif not event and number == n.SIGSTOP:
                 passed_on = number  # it cannot be blocked; the group stop comes next
             elif not event:

@@ -8,7 +8,6 @@ are put back here, so that the program never notices.
 """
 
 import struct
-from typing import TYPE_CHECKING
 
 from softsgx.arch.exceptions import (
     PFEC_I,
@@ -35,6 +34,7 @@ from softsgx.run import numbers as n
 from softsgx.run import ptrace
 from softsgx.run.tracee import Tracee, handler_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from softsgx.cpu.model import Model
     from softsgx.cpu.processor import Processor

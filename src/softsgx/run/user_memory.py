@@ -14,12 +14,12 @@ import errno
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from softsgx.errors import Fault
 from softsgx.run import numbers as n
 from softsgx.run.tracee import Tracee, failed
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from softsgx.cpu.memory import Elrange
 

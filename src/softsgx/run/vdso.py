@@ -9,9 +9,15 @@ No lock: an image is read once and never changed; the mapping is made once and n
 import ctypes
 import os
 import struct
-from collections.abc import Callable
 
 from softsgx.errors import SoftsgxError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    _Cpuid = Callable[[int, int, ctypes.Array[ctypes.c_uint32]], None]
+    _Xgetbv = Callable[[int], int]
 
 # In the order of softsgx_host_table in csrc/vdso/clock.S.
 HOST_FUNCTIONS = (
@@ -42,9 +48,6 @@ _NOTE_HEAD = (8, 48, 2, b"softsgx\0")
 _HOST_TABLE = struct.Struct(f"<{len(HOST_FUNCTIONS)}Q")
 
 _ECX_OSXSAVE = 1 << 27  # CPUID.1
-
-_Cpuid = Callable[[int, int, ctypes.Array[ctypes.c_uint32]], None]
-_Xgetbv = Callable[[int], int]
 
 
 class VdsoImage:

@@ -12,12 +12,12 @@ import _thread
 import ctypes
 import os
 import select
-import signal
 import time
 
-from softsgx.run.ptrace import WALL
+from softsgx.run import signals
+from softsgx.run.ptrace import WALL, tgkill
 
-_BELL = signal.SIGURG
+_BELL = signals.SIGURG
 _RING_AGAIN = 0.001  # seconds; a ring that comes before wait4 has begun is lost
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -42,7 +42,7 @@ class Waiter:
             self._look.register(fd, select.EPOLLIN)
         self._waiting = False
         self._bell = False
-        self._main = _thread.get_ident()
+        self._pid = os.getpid()
 
     def close(self) -> None:
         """Stop waiting for good."""
@@ -73,7 +73,7 @@ class Waiter:
         return [fd for fd, _ in self._poll.poll(-1 if block else 0)]
 
     def _start_bell(self) -> None:
-        signal.signal(_BELL, lambda *_: None)
+        signals.interrupt_calls_by(_BELL)
         # The threading module would cost every start a millisecond.
         self._bell = True
         _thread.start_new_thread(self._ring, ())
@@ -85,5 +85,5 @@ class Waiter:
         while True:
             poll.poll(-1)
             while self._waiting:
-                signal.pthread_kill(self._main, _BELL)
+                tgkill(self._pid, self._pid, _BELL)
                 time.sleep(_RING_AGAIN)
