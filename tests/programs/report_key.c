@@ -4,12 +4,8 @@
  * refusals of EGETKEY. Prints "report HEX" and "key HEX": whoever reads them checks the CMAC.
  */
 #include "host.h"
+#include "report.h"
 
-#define KEYNAME_EINITTOKEN 0
-#define KEYNAME_PROVISION 1
-#define KEYNAME_PROVISION_SEAL 2
-#define KEYNAME_REPORT 3
-#define KEYNAME_SEAL 4
 #define POLICY_MRENCLAVE 1
 #define POLICY_MRSIGNER 2
 
@@ -20,38 +16,6 @@
 
 #define ZF 0x40UL
 #define CF_PF_AF_SF_OF 0x895UL
-
-struct target {
-	uint8_t measurement[32];
-	uint64_t attributes, xfrm;
-	uint8_t reserved1[2];
-	uint16_t configsvn;
-	uint32_t miscselect;
-	uint8_t rest[456];
-};
-_Static_assert(sizeof(struct target) == 512, "TARGETINFO");
-
-struct report {
-	uint8_t cpusvn[16];
-	uint32_t miscselect;
-	uint8_t reserved1[12], isvextprodid[16];
-	uint64_t attributes, xfrm;
-	uint8_t mrenclave[32], reserved2[32], mrsigner[32], reserved3[32], configid[64];
-	uint16_t isvprodid, isvsvn, configsvn;
-	uint8_t reserved4[42], isvfamilyid[16], reportdata[64], keyid[32], mac[16];
-};
-_Static_assert(sizeof(struct report) == 432, "REPORT");
-
-struct keyrequest {
-	uint16_t keyname, keypolicy, isvsvn, reserved1;
-	uint8_t cpusvn[16];
-	uint64_t attributemask, xfrmmask;
-	uint8_t keyid[32];
-	uint32_t miscmask;
-	uint16_t configsvn;
-	uint8_t reserved2[434];
-};
-_Static_assert(sizeof(struct keyrequest) == 512, "KEYREQUEST");
 
 static struct enclave enclave;
 static struct report report;

@@ -23,7 +23,7 @@ _ENCLAVE_FLAGS = [
     *("-O2", "-ffreestanding", "-fPIE", "-mgeneral-regs-only", "-fno-stack-protector"),
     *("-fcf-protection=none", "-fno-asynchronous-unwind-tables", "-nostdlib", "-static"),
     *("-no-pie", "-Wl,-z,max-page-size=4096", "-Wl,-z,noexecstack", "-Wl,--build-id=none"),
-    *(f"-Wl,-T,{ENCLAVE_SOURCES / 'enclave.lds'}", "-Wl,--defsym=BASE=0"),
+    f"-Wl,-T,{ENCLAVE_SOURCES / 'enclave.lds'}",
 ]
 _PROGRAM_FLAGS = ["-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-pthread"]
 
@@ -54,13 +54,18 @@ class Harness:
             subprocess.run(command, check=True)
         return path
 
-    def enclave(self) -> list[str | Path]:
-        """Give the two arguments that tests/programs/host.h takes: enclave and SIGSTRUCT."""
-        elf, css = self.directory / "enclave.elf", self.directory / "enclave.sigstruct"
+    def enclave(self, base: int = 0) -> list[str | Path]:
+        """Give the two arguments that tests/programs/host.h takes: enclave and SIGSTRUCT.
+
+        `base` is where in ELRANGE its first page stands: each is another enclave, of another signer.
+        """
+        name = f"enclave-{base:x}" if base else "enclave"
+        elf, css = (self.directory / f"{name}.{kind}" for kind in ("elf", "sigstruct"))
         if not css.exists():
             sources = [ENCLAVE_SOURCES / "enclave.S", ENCLAVE_SOURCES / "enclave.c"]
-            subprocess.run(["cc", *_ENCLAVE_FLAGS, "-o", elf, *sources], check=True)
-            key = ["--key", self.directory / "key.pem", "--generate-key"]
+            place = f"-Wl,--defsym=BASE={base:#x}"
+            subprocess.run(["cc", *_ENCLAVE_FLAGS, place, "-o", elf, *sources], check=True)
+            key = ["--key", self.directory / f"{name}.pem", "--generate-key"]
             sign = [sys.executable, "-m", "softsgx", "sign", elf, "--out", css, *key]
             options = ["--production", "--miscselect", "1"]
             subprocess.run([*sign, *options], check=True, stdout=subprocess.DEVNULL)
