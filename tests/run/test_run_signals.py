@@ -71,5 +71,9 @@ def test_an_exec_beside_a_call_of_the_node_is_an_exec(softsgx: "Harness", leader
     softsgx.checked("exec_beside", leader)
 
 
+def test_a_process_killed_in_the_exec_of_another_thread_has_ended(softsgx: "Harness") -> None:
+    softsgx.checked("exec_killed")
+
+
 def test_first_enclaves_of_many_threads(softsgx: "Harness") -> None:
     softsgx.checked("first_mappings")

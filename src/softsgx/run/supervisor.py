@@ -296,6 +296,10 @@ class Supervisor:
             self._status = tracee.status
         self._tracees.pop(tracee.tid, None)
         process = tracee.process
+        if tracee.tid == process.pid:
+            # The first thread's end is told last. Whoever is left was killed in an exec, when it
+            # had taken over the first one's id and its stop was not told yet.
+            self._take_others_away(tracee)
         process.threads -= 1
         if not process.threads:
             process.mm.drop()
@@ -303,6 +307,20 @@ class Supervisor:
                 self._ended = True
                 if self._kill_on_exit:
                     self._kill_all()
+
+    def _take_others_away(self, tracee: Tracee, former: int = 0) -> None:
+        """Forget the other threads of a process, of whose end nothing is told.
+
+        `former` is the id that the thread had which executes: it may be given to another one.
+        """
+        for other in list(self._tracees.values()):
+            if other.process is tracee.process and other is not tracee:
+                other.ended = True
+                if former and other.tid != former:
+                    self._forgotten.add(other.tid)
+                self._leave_enclave(other)
+                del self._tracees[other.tid]
+                other.process.threads -= 1
 
     def _leave_enclave(self, tracee: Tracee) -> None:
         if tracee.lp is not None:
@@ -443,14 +461,7 @@ class Supervisor:
 
     def _on_exec(self, tracee: Tracee) -> None:
         process = tracee.process
-        for other in list(self._tracees.values()):
-            if other.process is process and other is not tracee:
-                # exec took the other threads away without a word.
-                other.ended = True
-                self._forgotten.add(other.tid)
-                self._leave_enclave(other)
-                del self._tracees[other.tid]
-                process.threads -= 1
+        self._take_others_away(tracee, former=ptrace.event_message(tracee.tid))
         self._leave_enclave(tracee)
         tracee.awaited_by = None
         process.exec()
