@@ -14,6 +14,7 @@ from softsgx.run import numbers as n
 from softsgx.run import ptrace
 from softsgx.run.cpuid_sites import cpuid_sites
 from softsgx.run.executable import privilege
+from softsgx.run.ptrace import TraceeGone
 from softsgx.run.tracee import NO_SYSCALL, Tracee, failed
 from softsgx.run.traps import UD2
 
@@ -81,6 +82,8 @@ class Programs:
         regs.rax = 0
         auxv = _find_auxv(tracee, _AT_SYSINFO_EHDR)
         if auxv is None:
+            if mm.gone:
+                raise TraceeGone
             self._observer.warn(f"process {tracee.process.pid} has no vDSO to replace")
         size = (self._vdso.size + _PAGE - 1) & ~(_PAGE - 1)
         # Until our own pages are there, the gadget stands in for the program's first instructions.

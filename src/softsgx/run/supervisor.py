@@ -278,17 +278,22 @@ class Supervisor:
                 self._on_stop(tracee, tracee.status)
             except TraceeGone:
                 pass  # its exit status is on the way, or here
-            except Refused as refused:
-                self._observer.warn(f"{refused}; it is killed")
-                ptrace.tgkill(tracee.process.pid, tracee.tid, signals.SIGKILL)
-            except Exception:  # noqa: BLE001  (one thread's misfortune is not the others')
-                self._observer.internal_error(tracee.tid)
-                ptrace.tgkill(tracee.process.pid, tracee.tid, signals.SIGKILL)
+            except Exception as failure:  # noqa: BLE001  (one thread's misfortune is not the others')
+                # Where it was killed in the middle, that is why it failed.
+                if not tracee.gone:
+                    self._end(tracee, failure)
             if tracee.replaced:
                 tracee.replaced = False
             elif not tracee.ended:
                 tracee.wait()
         self._leave(tracee)
+
+    def _end(self, tracee: Tracee, failure: Exception) -> None:
+        if isinstance(failure, Refused):
+            self._observer.warn(f"{failure}; it is killed")
+        else:
+            self._observer.internal_error(tracee.tid)
+        ptrace.tgkill(tracee.process.pid, tracee.tid, signals.SIGKILL)
 
     def _leave(self, tracee: Tracee) -> None:
         self._leave_enclave(tracee)

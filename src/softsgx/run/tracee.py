@@ -121,6 +121,14 @@ class Mm:
         """Whether the program's memory can be read and written."""
         return self.mem >= 0
 
+    @property
+    def gone(self) -> bool:
+        """Whether no thread is left in it: mem_rw() of fs/proc/base.c then reads nothing."""
+        try:
+            return self.reachable and not os.pread(self.mem, 1, 0)
+        except OSError:
+            return False  # nothing is mapped there, which is usual
+
     def pagemap(self, offset: int, length: int) -> bytes:
         """Read /proc/PID/pagemap; shorter, or empty, where it cannot be had."""
         try:
@@ -271,6 +279,15 @@ class Tracee:
     def inside(self) -> bool:
         """Whether the thread is in enclave mode."""
         return self.lp is not None and self.lp.inside
+
+    @property
+    def gone(self) -> bool:
+        """Whether the stopped thread was killed, or another one's exec has taken its memory."""
+        try:
+            ptrace.get_sigmask(self.tid)
+        except TraceeGone:
+            return True
+        return self.mm.gone
 
     def wait(self) -> int:
         """Wait for the thread's next stop or its end; give the wait status."""
