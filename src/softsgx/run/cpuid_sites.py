@@ -34,6 +34,8 @@ _ELF64_LSB = b"\x7fELF\x02\x01"
 
 # The small code model ends at 2 GiB; a longer "text" is a hostile or damaged file.
 _TEXT_LIMIT = 2 << 30
+# fs/binfmt_elf.c, load_elf_phdrs: 64 KiB of program headers.
+_SEGMENTS_LIMIT = 65536 // _PHDR.size
 _CHUNK = 1 << 20
 _HITS_LIMIT = 1 << 16
 _REMEMBERED_LIMIT = 4096
@@ -122,6 +124,8 @@ class Elf:
         ) = header
         if not ident.startswith(_ELF64_LSB) or machine != _EM_X86_64 or phentsize != _PHDR.size:
             raise error("not an x86-64 ELF file")
+        if phnum > _SEGMENTS_LIMIT:
+            raise error("more program headers than the kernel takes")
         table = page[phoff : phoff + phnum * _PHDR.size]
         if len(table) < phnum * _PHDR.size:
             table = self.read(phoff, phnum * _PHDR.size)

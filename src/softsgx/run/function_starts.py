@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the functions of an ELF file start, and end, as the file itself tells for unwinding and linking.
 
-Three sources, the surest first: the FDE that .eh_frame_hdr's search table leads to (its own range
+Four sources, the surest first: the FDE that .eh_frame_hdr's search table leads to (its own range
 is believed, not the table's), or where a static program has no such table the FDEs of .eh_frame;
-function symbols; the entry point.
+function symbols; the table of a Go program; the entry point.
 """
 
 from bisect import bisect_right
 from struct import Struct, error, unpack_from
 
 from softsgx.run.cpuid_sites import Elf
+from softsgx.run.go_functions import GoFunctions
 
 _SHDR = Struct("<IIQQQQIIQQ")
 _SYM = Struct("<IBBHQQ")
@@ -40,6 +41,7 @@ class FunctionStarts:
         self._sections = _sections(elf)
         self._frames = _Frames(elf, self._sections)
         self._symbols: list[tuple[int, int]] | None = None
+        self._go: GoFunctions | None = None
 
     def around(self, address: int, segment_end: int) -> list[tuple[int, int]]:
         """Give start and end of the functions that may hold an address, the surest first."""
@@ -55,9 +57,13 @@ class FunctionStarts:
             start, size = symbols[at]
             following = symbols[at + 1][0] if at + 1 < len(symbols) else segment_end
             found.append((start, start + size if size else following))
-        if not found:
-            found.append((self._elf.entry, segment_end))
-        return [(start, end) for start, end in found if start <= address < end <= segment_end]
+        found = [(start, end) for start, end in found if start <= address < end <= segment_end]
+        if found:
+            return found
+        if self._go is None:
+            self._go = GoFunctions(self._elf, self._sections)
+        start, end = self._go.function(address) or (self._elf.entry, segment_end)
+        return [(start, end)] if start <= address < end <= segment_end else []
 
 
 class _Frames:
