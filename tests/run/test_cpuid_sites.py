@@ -50,13 +50,18 @@ def pairs(path: Path) -> list[int]:
     return [at for at in range(len(content)) if content.startswith(CPUID, at)]
 
 
-def build(tmp_path: Path, text: str, *options: str, name: str = "program") -> Path:
-    """Assemble functions; each `name:` that begins a line of its own is one with an FDE."""
+def build(
+    tmp_path: Path, text: str, *options: str, name: str = "program", end: Path | None = None
+) -> Path:
+    """Assemble functions; each `name:` that begins a line of its own is one with an FDE.
+
+    `end` is linked behind them.
+    """
     source = tmp_path / f"{name}.S"
     source.write_text(text + '\n.section .note.GNU-stack,"",@progbits\n', encoding="ascii")
     output = tmp_path / name
     command = ["cc", "-nostdlib", "-static", "-Wl,--build-id", "-Wl,-e,start", *options]
-    subprocess.run([*command, "-o", output, source], check=True)
+    subprocess.run([*command, "-o", output, source, *([end] if end else [])], check=True)
     return output
 
 
@@ -237,6 +242,50 @@ def test_without_frames_and_symbols_only_what_the_entry_reaches_is_proven(tmp_pa
     proven, unproven = found(build(tmp_path, bare, "-s"))
     assert proven == expected[0][:2]
     assert expected[0][2] in unproven
+
+
+def without_section_headers(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[40:48], content[58:64] = bytes(8), bytes(6)
+    path.write_bytes(content)
+
+
+# What the start files of the C library end the section with.
+END_OF_FRAMES = """.section .eh_frame,"a",@progbits
+.long 0
+.section .note.GNU-stack,"",@progbits
+"""
+# Like the first CIE, with an FDE of it: for a function that is nowhere, and without an end.
+NO_FRAMES = """.section .rodata
+.long 20, 0
+.asciz "\\001zR"
+.byte 1, 0x78, 16, 1, 0x1b, 0, 0, 0, 0, 0, 0, 0
+.long 20, 28
+"""
+
+
+@needs_cc
+@pytest.mark.parametrize(
+    ("before", "proven"),
+    [
+        ("", 3),
+        (NO_FRAMES + ".long 0, 5, 0, 0, 0\n", 3),
+        (NO_FRAMES + ".long start - ., 0x100000, 0, 0, 99999\n", 3),
+        (NO_FRAMES + ".long start - ., 0x100000, 0, 0, 3, 0\n", 3),
+        (NO_FRAMES * 9, 2),
+    ],
+    ids=["alone", "after others", "after one with no end", "after damage", "after too many"],
+)
+def test_frames_are_found_where_there_are_no_section_headers(
+    tmp_path: Path, before: str, proven: int
+) -> None:
+    expected = found(build(tmp_path, MIXED, "-Wl,--eh-frame-hdr", name="labelled"))[0]
+    assert len(expected) == 3
+    end = write(tmp_path, END_OF_FRAMES.encode(), "end.S")
+    path = build(tmp_path, before + MIXED, "-Wl,--no-eh-frame-hdr", "-s", end=end)
+    without_section_headers(path)
+    # Without frames the entry point still proves the first two.
+    assert len(found(path)[0]) == proven
 
 
 @needs_cc

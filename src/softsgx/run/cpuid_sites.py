@@ -166,6 +166,13 @@ class Elf:
                 return address + offset - start, address + length
         return None
 
+    def executable(self, address: int) -> bool:
+        """Tell whether this address is one of the text."""
+        return any(
+            kind == _PT_LOAD and flags & _PF_X and start <= address < start + length
+            for kind, flags, _, start, _, length, _, _ in self.segments
+        )
+
     def at(self, address: int, length: int) -> bytes:
         """Read the file where a segment maps this address; less where the segment ends."""
         for kind, _, offset, start, _, filesz, _, _ in self.segments:

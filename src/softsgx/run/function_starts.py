@@ -2,15 +2,18 @@
 """Where the functions of an ELF file start, and end, as the file itself tells for unwinding and linking.
 
 Four sources, the surest first: the FDE that .eh_frame_hdr's search table leads to (its own range
-is believed, not the table's), or where a static program has no such table the FDEs of .eh_frame;
-function symbols; the table of a Go program; the entry point.
+is believed, not the table's), or where a static program has no such table the FDEs of .eh_frame,
+which in a file without section headers is found by its first bytes; function symbols; the table of
+a Go program; the entry point.
 """
 
 from bisect import bisect_right
+from itertools import islice
 from struct import Struct, error, unpack_from
 
 from softsgx.run.cpuid_sites import Elf
 from softsgx.run.go_functions import GoFunctions
+from softsgx.run.segment_search import addresses_of
 
 _SHDR = Struct("<IIQQQQIIQQ")
 _SYM = Struct("<IBBHQQ")
@@ -28,9 +31,15 @@ _PC_RELATIVE = 0x10
 _OMITTED = 0xFF
 _TABLE_OF_DATAREL_SDATA4 = 0x3B
 _CIE_LIMIT = 4096
+# The first CIE of .eh_frame behind its length, as the start files of every C library have it:
+# identifier 0, version 1, an augmentation that says how pointers are encoded.
+_FIRST_CIE = b"\0\0\0\0\1zR\0"
 
 _TABLE_LIMIT = 64 << 20
 _SECTIONS_LIMIT = 4096
+# The entries of .eh_frame that are read one by one: some seconds.
+_FRAMES_LIMIT = 1 << 19
+_TRIED_LIMIT = 8
 
 
 class FunctionStarts:
@@ -74,6 +83,7 @@ class _Frames:
         self._encodings: dict[int, int | None] = {}
         self._starts: list[int] = []
         self._fdes: list[int] = []
+        self._left = _FRAMES_LIMIT
         try:
             for kind, _, offset, address, _, length, _, _ in elf.segments:
                 if kind == _PT_GNU_EH_FRAME:
@@ -82,6 +92,9 @@ class _Frames:
             for name, _, address, offset, length, _ in sections:
                 if name == ".eh_frame":
                     self._load_frames(elf.read(offset, min(length, _TABLE_LIMIT)), address)
+                    return
+            if not sections:
+                self._search_frames()
         except error:
             self._starts = []
 
@@ -118,13 +131,29 @@ class _Frames:
         self._starts = [address + relative for relative in table[::2]]
         self._fdes = [address + relative for relative in table[1::2]]
 
-    def _load_frames(self, section: bytes, address: int) -> None:
+    # What only looks like the section leads to no end, or to functions that are in no text.
+    def _search_frames(self) -> None:
+        for at in islice(addresses_of(self._elf, _FIRST_CIE), _TRIED_LIMIT):
+            address = at - 4
+            try:
+                ended = self._load_frames(self._elf.at(address, _TABLE_LIMIT), address)
+            except error:
+                continue
+            if ended and self._starts and all(map(self._elf.executable, self._starts)):
+                return
+        self._starts = []
+
+    def _load_frames(self, section: bytes, address: int) -> bool:
+        """Take the FDEs of a section; tell whether it ends as it should, by a length of 0."""
         found = []
         at = 0
         while at + 8 <= len(section):
             length, cie_distance = unpack_from("<Ii", section, at)
             if length in (0, 0xFFFFFFFF):
                 break
+            self._left -= 1
+            if self._left < 0:
+                raise error("more entries than the functions of any program")
             if cie_distance:
                 function = _fde_range(self._elf, address + at, self._encodings)
                 if function is not None:
@@ -133,6 +162,7 @@ class _Frames:
         found.sort()
         self._starts = [start for start, _ in found]
         self._fdes = [fde for _, fde in found]
+        return section[at : at + 4] == bytes(4)
 
 
 # Linux Standard Base 5.0, 10.6: CIE and FDE as .eh_frame has them.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where some bytes lie in the segments of an ELF file, for tables of a file without section headers.
 
-What is searched and what is found are bounded: a hostile file costs a fraction of a second.
+What is searched and what is found are bounded: a hostile file costs a second or two.
 """
 
 from collections.abc import Iterator

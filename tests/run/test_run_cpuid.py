@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CPUID of real programs, however they are linked and stripped: they see SGX, and nothing breaks."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Harness
+
+pytestmark = pytest.mark.live
+
+SOURCES = Path(__file__).parent / "programs"
+SEES_SGX = (0, "1 1\n", "")
+
+
+def without_section_headers(path: Path) -> None:
+    """Take the section headers of a program away, as `strip --strip-section-headers` does."""
+    content = bytearray(path.read_bytes())
+    content[40:48] = bytes(8)  # e_shoff
+    content[58:64] = bytes(6)  # e_shentsize, e_shnum, e_shstrndx
+    path.write_bytes(content)
+
+
+LINKED = {
+    "dynamic": ("cc",),
+    "dynamic, no pie": ("cc", "-no-pie"),
+    "static": ("cc", "-static"),
+    "static-pie": ("cc", "-static-pie"),
+    "musl": ("musl-gcc",),
+    "musl, static": ("musl-gcc", "-static"),
+}
+
+
+@pytest.mark.parametrize("stripped", ["no", "symbols", "section headers"])
+@pytest.mark.parametrize("linked", LINKED)
+def test_a_program_sees_sgx_however_it_is_linked(
+    softsgx: "Harness", tmp_path: Path, linked: str, stripped: str
+) -> None:
+    compiler, *options = LINKED[linked]
+    if shutil.which(compiler) is None or shutil.which("strip") is None:
+        pytest.skip(f"there is no {compiler}, or no strip")
+    program = tmp_path / "sgx_seen"
+    command = [compiler, "-O2", *options, "-o", program, SOURCES / "sgx_seen.c"]
+    made = subprocess.run(command, check=False, capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"{compiler} cannot link this way: {made.stderr.strip()[-200:]}")
+    if stripped != "no":
+        subprocess.run(["strip", "--strip-all", program], check=True)
+    if stripped == "section headers":
+        without_section_headers(program)
+    assert tuple(softsgx.run(program)) == SEES_SGX
