@@ -53,3 +53,18 @@ def test_a_program_sees_sgx_however_it_is_linked(
     if stripped == "section headers":
         without_section_headers(program)
     assert tuple(softsgx.run(program)) == SEES_SGX
+
+
+def test_a_program_may_keep_its_text(softsgx: "Harness") -> None:
+    program = softsgx.program("own_text")
+    library = softsgx.program("cpuid_text.so", "-shared", "-fPIC")
+    left = softsgx.run(program, library, options=("--leave-text",))
+    native = subprocess.run([program, library], capture_output=True, text=True, check=True).stdout
+    assert tuple(left) == (0, native, "")
+    assert "changed" not in native
+    # The control: else CPUID and the places of path calls are changed, and the program sees it.
+    changed = softsgx.run(program, library)
+    lines = changed.out.splitlines()
+    assert {"changed own_text", "changed cpuid_text.so"} <= set(lines), changed
+    assert any(line.startswith("changed libc.so") for line in lines), changed
+    assert lines[-1] == "SGX 1"

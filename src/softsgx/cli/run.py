@@ -38,11 +38,12 @@ class Given:
         self.trace: str | None = None
         self.stats = False
         self.kill_on_exit = False
+        self.leave_text = False
         self.program = ""
         self.args: list[str] = []
 
 
-_FLAGS = ("stats", "kill_on_exit")
+_FLAGS = ("stats", "kill_on_exit", "leave_text")
 _VALUES = ("epc", "state", "trace")
 
 
@@ -91,6 +92,11 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
         action="store_true",
         help="when PROGRAM has ended, kill what it has started instead of waiting for it",
     )
+    parser.add_argument(
+        "--leave-text",
+        action="store_true",
+        help="change no program's text: for programs that check it, at the cost of CPUID",
+    )
     parser.add_argument("program", metavar="PROGRAM", help="the program to run")
     parser.add_argument(
         "args", nargs=REMAINDER, metavar="ARG", help="its arguments, passed on untouched"
@@ -123,6 +129,7 @@ def main(args: "Given | argparse.Namespace") -> int:
             trace=trace,
             stats=args.stats,
             kill_on_exit=args.kill_on_exit,
+            leave_text=args.leave_text,
         )
     except ProgramNotFound as missing:
         sys.stderr.write(f"softsgx: {missing}\n")

@@ -50,7 +50,7 @@ class PathCalls:
         nodes: dict[str, str],
         links: dict[str, str],
         open_node: "Callable[[Tracee, str, int], int]",
-        sites: "PathSites",
+        sites: "PathSites | None",
         files: "DeviceFiles",
     ) -> None:
         self._nodes = nodes
@@ -79,7 +79,7 @@ class PathCalls:
             return
         node = self._nodes.get(path) if path else None
         if node is None or path is None or tracee is None:
-            if tracee is not None:
+            if tracee is not None and self._sites is not None:
                 self._sites.adopt(tracee, call)
             listener.let(call)
         elif call.number in (n.SYS_OPEN, n.SYS_OPENAT, n.SYS_OPENAT2):

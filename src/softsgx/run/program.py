@@ -60,9 +60,12 @@ def _find_auxv(tracee: Tracee, kind: int) -> tuple[int, int] | None:
 class Programs:
     """Prepares the image of every program that a traced thread executes."""
 
-    def __init__(self, vdso: "VdsoImage", observer: "Observer") -> None:
+    def __init__(
+        self, vdso: "VdsoImage", observer: "Observer", *, leave_text: bool = False
+    ) -> None:
         self._vdso = vdso
         self._observer = observer
+        self._leave_text = leave_text
 
     def exec(self, tracee: Tracee) -> None:
         """Prepare a fresh image at its exec stop, and let it start."""
@@ -119,7 +122,8 @@ class Programs:
         mm.path_ask = base + self._vdso.path_ask
         mm.aep = base + self._vdso.enclu
         mm.handle_exception = base + self._vdso.handle_exception
-        self._patch_mapped(tracee)
+        if not self._leave_text:
+            self._patch_mapped(tracee)
         ptrace.cont(tracee.tid)
 
     def _warn(self, tracee: Tracee, what: str, then: str) -> None:
@@ -133,7 +137,8 @@ class Programs:
     def map_executable(self, tracee: Tracee) -> None:
         """Carry out an executable mapping of a file, and patch what it brought."""
         regs = tracee.regs
-        if regs.r10 & n.MAP_TYPE != n.MAP_PRIVATE or not tracee.mm.reachable:
+        shared = regs.r10 & n.MAP_TYPE != n.MAP_PRIVATE
+        if shared or not tracee.mm.reachable or self._leave_text:
             # What is written to a shared mapping is written to the file.
             ptrace.cont(tracee.tid)
             return

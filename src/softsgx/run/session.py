@@ -69,8 +69,12 @@ def run_program(
     trace: "IO[str] | None" = None,
     stats: bool = False,
     kill_on_exit: bool = False,
+    leave_text: bool = False,
 ) -> int:
-    """Run a program and all its descendants; give the first one's wait status."""
+    """Run a program and all its descendants; give the first one's wait status.
+
+    With `leave_text` no byte of any program's text is changed.
+    """
     require_host()
     program = find_program(argv[0])
     require_servable(program)
@@ -89,7 +93,9 @@ def run_program(
         signals.ignore(signals.SIGINT, signals.SIGQUIT)
         gc.freeze()
         gc.enable()
-        supervisor = Supervisor(platform, vdso, observer, xcr0, kill_on_exit=kill_on_exit)
+        supervisor = Supervisor(
+            platform, vdso, observer, xcr0, kill_on_exit=kill_on_exit, leave_text=leave_text
+        )
         status = supervisor.follow(pid, listener, mask, ignored)
         if stats:
             sys.stderr.write(observer.report())

@@ -84,6 +84,7 @@ class Supervisor:
         xcr0: int,
         *,
         kill_on_exit: bool = False,
+        leave_text: bool = False,
     ) -> None:
         self._platform = platform
         self._observer = observer
@@ -94,11 +95,12 @@ class Supervisor:
         self._records = RecordTable()
         platform.processor.tcs_records = self._records.tcs
         self._device = DeviceCalls(self._files, self._keeper, self._records, observer)
-        self._programs = Programs(vdso, observer)
+        self._programs = Programs(vdso, observer, leave_text=leave_text)
         self._traps = Traps(
             platform.processor, platform.processor.model, vdso, observer, self._records, xcr0
         )
-        self._paths = PathCalls(NODES, LINKS, self._open_node, PathSites(vdso), self._files)
+        sites = None if leave_text else PathSites(vdso)
+        self._paths = PathCalls(NODES, LINKS, self._open_node, sites, self._files)
         self._tracees: dict[int, Tracee] = {}
         # A new thread may stop before its parent's event tells whose child it is.
         self._early: dict[int, int] = {}
