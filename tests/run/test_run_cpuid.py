@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from softsgx.run import probes
+
 if TYPE_CHECKING:
     from conftest import Harness
 
 pytestmark = pytest.mark.live
 
 SOURCES = Path(__file__).parent / "programs"
+FAULTS = probes.cpuid_faulting().ok
 SEES_SGX = (0, "1 1\n", "")
 
 
@@ -60,11 +63,11 @@ def test_a_program_may_keep_its_text(softsgx: "Harness") -> None:
     library = softsgx.program("cpuid_text.so", "-shared", "-fPIC")
     left = softsgx.run(program, library, options=("--leave-text",))
     native = subprocess.run([program, library], capture_output=True, text=True, check=True).stdout
-    assert tuple(left) == (0, native, "")
+    assert tuple(left) == (0, "SGX 1\n" if FAULTS else native, "")
     assert "changed" not in native
     # The control: else CPUID and the places of path calls are changed, and the program sees it.
     changed = softsgx.run(program, library)
     lines = changed.out.splitlines()
-    assert {"changed own_text", "changed cpuid_text.so"} <= set(lines), changed
+    assert FAULTS or {"changed own_text", "changed cpuid_text.so"} <= set(lines), changed
     assert any(line.startswith("changed libc.so") for line in lines), changed
     assert lines[-1] == "SGX 1"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a program file executes CPUID: the bytes 0F A2 at proven instruction boundaries.
 
-User-mode CPUID cannot be trapped on many hosts, so the supervisor replaces the instruction by the
+User-mode CPUID cannot be trapped on many hosts; there the supervisor replaces the instruction by the
 equally long UD2 where a file is mapped executable. Patching two bytes that are no CPUID would
 break the program, so a site is given only when it is proven: control flow that starts where
 the file itself says a function starts (an FDE found through .eh_frame_hdr, a function symbol, the entry

@@ -21,7 +21,6 @@ from softsgx.run import numbers as n
 from softsgx.run.host import ESSENTIAL, INFORMATION, USEFUL, Probe
 
 _SYS_PRCTL = 157
-_SYS_ARCH_PRCTL = 158
 _SYS_PROCESS_VM_READV = 310
 _SYS_PROCESS_VM_WRITEV = 311
 _SYS_MEMFD_CREATE = 319
@@ -32,7 +31,6 @@ _SYS_PIDFD_GETFD = 438
 
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_SYSCALL_USER_DISPATCH = 59
-_ARCH_SET_CPUID = 0x1012
 _PTRACE_SEIZE = 0x4206
 _PTRACE_O_EXITKILL = 1 << 20
 _SIGKILL = 9
@@ -350,13 +348,13 @@ def fsgsbase() -> Probe:
 
 def cpuid_faulting() -> Probe:
     """Try to make CPUID fault, in a child."""
-    error = _in_child(lambda: _call(_SYS_ARCH_PRCTL, _ARCH_SET_CPUID, 0))
+    error = _in_child(lambda: _call(n.SYS_ARCH_PRCTL, n.ARCH_SET_CPUID, 0))
     return Probe(
         "CPUID faulting",
         INFORMATION,
         not error,
         _answer(error),
-        "would trap every CPUID; those in program files are replaced instead",
+        "traps every CPUID; without it those in program files are replaced",
         "none on this processor or hypervisor",
     )
 

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A program's image at exec and after: our vDSO in place of the kernel's, and CPUID that traps.
 
-Owns nothing. At the exec stop, before the dynamic linker runs, AT_SYSINFO_EHDR is pointed at
-our vDSO. User-mode CPUID cannot be made to trap on many hosts, so in every executable file
-mapping the proven CPUID instructions are replaced by the equally long UD2.
+Owns whether this host has CPUID faulting, which the first exec finds out. At the exec stop, before
+the dynamic linker runs, AT_SYSINFO_EHDR is pointed at our vDSO. User-mode CPUID cannot be made to
+trap on many hosts, so in every executable file mapping the proven CPUID instructions are replaced
+by the equally long UD2.
 """
 
+import errno
 import os
 import stat
 import struct
@@ -15,7 +17,7 @@ from softsgx.run import ptrace
 from softsgx.run.cpuid_sites import cpuid_sites
 from softsgx.run.executable import privilege
 from softsgx.run.ptrace import TraceeGone
-from softsgx.run.tracee import NO_SYSCALL, Tracee, failed
+from softsgx.run.tracee import NO_SYSCALL, Injector, Tracee, failed
 from softsgx.run.traps import UD2
 
 TYPE_CHECKING = False
@@ -66,6 +68,7 @@ class Programs:
         self._vdso = vdso
         self._observer = observer
         self._leave_text = leave_text
+        self._may_fault = True
 
     def exec(self, tracee: Tracee) -> None:
         """Prepare a fresh image at its exec stop, and let it start."""
@@ -104,6 +107,7 @@ class Programs:
                 -1,
                 0,
             )
+            mm.cpuid_faults = self._make_cpuid_fault(injector)
         mm.write(entry, first)
         if failed(base):
             raise RuntimeError(f"no room for the vDSO: {os.strerror(failed(base))}")
@@ -122,9 +126,18 @@ class Programs:
         mm.path_ask = base + self._vdso.path_ask
         mm.aep = base + self._vdso.enclu
         mm.handle_exception = base + self._vdso.handle_exception
-        if not self._leave_text:
+        if not self._leave_text and not mm.cpuid_faults:
             self._patch_mapped(tracee)
         ptrace.cont(tracee.tid)
+
+    # arch/x86/kernel/process.c: clone and fork pass it on, and exec takes it away.
+    def _make_cpuid_fault(self, injector: Injector) -> bool:
+        if not self._may_fault:
+            return False
+        refused = failed(injector.call(n.SYS_ARCH_PRCTL, n.ARCH_SET_CPUID, 0))
+        # No such processor, or no such kernel; else it was a sandbox of this one program.
+        self._may_fault = refused not in {errno.ENODEV, errno.EINVAL}
+        return not refused
 
     def _warn(self, tracee: Tracee, what: str, then: str) -> None:
         pid = tracee.process.pid
@@ -138,7 +151,8 @@ class Programs:
         """Carry out an executable mapping of a file, and patch what it brought."""
         regs = tracee.regs
         shared = regs.r10 & n.MAP_TYPE != n.MAP_PRIVATE
-        if shared or not tracee.mm.reachable or self._leave_text:
+        left = self._leave_text or tracee.mm.cpuid_faults
+        if shared or left or not tracee.mm.reachable:
             # What is written to a shared mapping is written to the file.
             ptrace.cont(tracee.tid)
             return

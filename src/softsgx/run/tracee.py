@@ -75,6 +75,7 @@ class Mm:
         self.path_load = 0  # the one load of the image that may fault, and where it goes on then
         self.path_ask = 0
         self.cpuid_sites: set[int] = set()
+        self.cpuid_faults = False  # every CPUID is a #GP here, and no text is changed for it
         self.path_slots_used = 0
         self.path_sites_left: set[int] = set()  # sites of path calls that stay as they are
         self.changed_pages: set[int] = set()  # pages of text that we have written to
@@ -98,6 +99,7 @@ class Mm:
         child.aep = self.aep
         child.handle_exception = self.handle_exception
         child.cpuid_sites = set(self.cpuid_sites)
+        child.cpuid_faults = self.cpuid_faults
         return child
 
     def watch_descriptors(self) -> None:

@@ -32,6 +32,7 @@ from softsgx.cpu.transition import Event, aex, enclu
 from softsgx.errors import Fault
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
+from softsgx.run.gp_instructions import CPUID, LONGEST, cpuid_length, illegal_inside
 from softsgx.run.tracee import Tracee, handler_of
 
 TYPE_CHECKING = False
@@ -44,14 +45,6 @@ if TYPE_CHECKING:
 
 ENCLU = b"\x0f\x01\xd7"
 UD2 = b"\x0f\x0b"
-_CPUID = b"\x0f\xa2"
-# INT n; IN, OUT, INS, OUTS in all their forms.
-_UD_OPCODES = frozenset(
-    bytes([op]) for op in (0xCD, *range(0xE4, 0xE8), *range(0xEC, 0xF0), *range(0x6C, 0x70))
-)
-_RDPMC = b"\x0f\x33"
-_PREFIXES = bytes((0x66, 0x67, 0xF2, 0xF3, 0x2E, 0x36, 0x3E, 0x26, 0x64, 0x65, *range(0x40, 0x50)))
-_LONGEST = 15
 _INT3 = 0xCC
 _COMMON = (2, 4)  # EENTER, EEXIT
 _SIG_IGN = 1
@@ -91,12 +84,6 @@ def _in_elrange(lp: LogicalProcessor, address: int) -> bool:
     base: int = lp.quads[_ELRANGE_BASE]
     size: int = lp.quads[_ELRANGE_SIZE]
     return base <= address < base + size
-
-
-def _illegal_inside(code: bytes) -> bool:
-    """Tell whether an instruction that is #GP to a program is #UD inside (SDM 38.6.1)."""
-    opcode = code.lstrip(_PREFIXES)
-    return opcode[:1] in _UD_OPCODES or opcode[:2] == _RDPMC
 
 
 class Traps:
@@ -158,8 +145,13 @@ class Traps:
                 return
             known = regs.rip in tracee.mm.cpuid_sites and not tracee.inside
             if known and (head[:2] == UD2 or not tracee.mm.reachable):
-                self._on_cpuid(tracee, signal)
+                self._on_cpuid(tracee, signal, len(CPUID))
                 return
+            if tracee.mm.cpuid_faults and not tracee.inside and code == _SI_KERNEL:
+                length = cpuid_length(tracee.mm.read(regs.rip, LONGEST))
+                if length:
+                    self._on_cpuid(tracee, signal, length)
+                    return
         if not tracee.inside:
             if regs.rip == tracee.mm.path_load and regs.rip:
                 # A path call with a bad pointer: the kernel shall say so.
@@ -192,12 +184,12 @@ class Traps:
 
     # -- CPUID ------------------------------------------------------------------------------
 
-    def _on_cpuid(self, tracee: Tracee, signal: int) -> None:
+    def _on_cpuid(self, tracee: Tracee, signal: int, length: int) -> None:
         regs = tracee.regs
         leaf, subleaf = regs.rax & 0xFFFFFFFF, regs.rcx & 0xFFFFFFFF
         native = self._vdso.native_cpuid(leaf, subleaf)
         regs.rax, regs.rbx, regs.rcx, regs.rdx = self._model.cpuid(leaf, subleaf, native)
-        regs.rip += len(_CPUID)
+        regs.rip += length
         self._unforce(tracee, signal)
         self._observer.cpuid(tracee, leaf, subleaf)
         tracee.trapped = True
@@ -348,7 +340,7 @@ class Traps:
         aep = lp.quads[_AEP]
         illegal = n.SIGILL, _siginfo(n.SIGILL, _ILL_ILLOPN, aep)
         if signal == n.SIGSEGV and code == _SI_KERNEL:
-            if _illegal_inside(tracee.mm.read(regs.rip, _LONGEST)):
+            if illegal_inside(tracee.mm.read(regs.rip, LONGEST)):
                 return Event(VECTOR_UD, 0, 0), *illegal
             return Event(VECTOR_GP, 0, 0), n.SIGSEGV, _siginfo(n.SIGSEGV, _SI_KERNEL, 0)
         if signal == n.SIGSEGV or (signal == n.SIGBUS and code != _BUS_ADRALN):

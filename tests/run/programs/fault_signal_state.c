@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What CPUIDs leave of the state of SIGILL. "look" executes some and prints the lines SigBlk and
+ * What CPUIDs leave of the state of SIGNAL. "look" executes some and prints the lines SigBlk and
  * SigIgn of /proc/self/status, at its start and after each; the others set the state first.
  *
  *     fault_signal_state look
@@ -12,6 +12,10 @@
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
+
+#ifndef SIGNAL
+#define SIGNAL SIGILL
+#endif
 
 static void print(const char *when)
 {
@@ -41,9 +45,9 @@ static void set(int ignore, int block)
 	sigset_t mask;
 
 	if (ignore)
-		signal(SIGILL, SIG_IGN);
+		signal(SIGNAL, SIG_IGN);
 	sigemptyset(&mask);
-	sigaddset(&mask, SIGILL);
+	sigaddset(&mask, SIGNAL);
 	if (block)
 		sigprocmask(SIG_BLOCK, &mask, NULL);
 }
