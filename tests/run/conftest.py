@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -19,6 +19,7 @@ TIMEOUT = 20
 NOBODY = 65534
 SOURCES = Path(__file__).parent / "programs"
 ENCLAVE_SOURCES = Path(__file__).parents[1] / "programs"
+REFUSE = Path(__file__).parent / "refuse.c"
 _ENCLAVE_FLAGS = [
     *("-O2", "-ffreestanding", "-fPIE", "-mgeneral-regs-only", "-fno-stack-protector"),
     *("-fcf-protection=none", "-fno-asynchronous-unwind-tables", "-nostdlib", "-static"),
@@ -70,6 +71,13 @@ class Harness:
             options = ["--production", "--miscselect", "1"]
             subprocess.run([*sign, *options], check=True, stdout=subprocess.DEVNULL)
         return [elf, css]
+
+    def refusing(self, action: str, numbers: Iterable[int]) -> list[str]:
+        """Give the words before a command that refuse system calls to it: see refuse.c."""
+        path = self.directory / "refuse"
+        if not path.exists():
+            subprocess.run(["cc", *_PROGRAM_FLAGS, "-o", path, REFUSE], check=True)
+        return [str(path), action, ",".join(map(str, numbers))]
 
     # -- running it -------------------------------------------------------------------------
 

@@ -185,8 +185,6 @@ print(int(found.ok), found.name, found.value, found.fix, sep="|")
 @pytest.mark.parametrize(
     ("refused", "probe", "fix"),
     [
-        (434, "pidfd_getfd", "allow pidfd_open and pidfd_getfd"),
-        (438, "pidfd_getfd", "--cap-add SYS_PTRACE"),
         (310, "process_vm", "allow process_vm_readv and process_vm_writev"),
         (311, "process_vm", "allow process_vm_readv and process_vm_writev"),
         (101, "ptrace", "--cap-add SYS_PTRACE"),
@@ -200,7 +198,7 @@ def test_what_a_sandbox_refuses_is_found_with_its_fix(refused: int, probe: str, 
     assert fix in said or "ptrace_scope" in said
 
 
-@pytest.mark.parametrize("probe", ["pidfd_getfd", "process_vm", "ptrace"])
+@pytest.mark.parametrize("probe", ["process_vm", "ptrace"])
 def test_without_that_refusal_the_same_probe_works(probe: str) -> None:
     # 999 is no system call: the sandbox refuses nothing.
     command = [sys.executable, "-c", SANDBOX, "999", probe]
@@ -210,7 +208,7 @@ def test_without_that_refusal_the_same_probe_works(probe: str) -> None:
 
 def test_only_what_a_run_can_do_without_is_not_essential() -> None:
     needs = {probe.name: probe.need for probe in host.probe_host()}
-    assert needs["pidfd_getfd"] == host.ESSENTIAL
+    assert needs["ptrace"] == host.ESSENTIAL
     assert needs["process_vm_readv"] == host.USEFUL
 
 

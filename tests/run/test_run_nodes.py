@@ -74,11 +74,12 @@ def test_a_program_that_cannot_be_dumped(softsgx: "Harness") -> None:
     softsgx.checked("not_dumpable")
 
 
+@pytest.mark.parametrize("when", [(), ("first",)])
 def test_a_program_of_an_ordinary_user_that_cannot_be_dumped(
-    softsgx: "Harness", ordinary_user: int | None
+    softsgx: "Harness", ordinary_user: int | None, when: tuple[str, ...]
 ) -> None:
     # Only here does the kernel close its /proc.
-    softsgx.checked("not_dumpable", uid=ordinary_user)
+    softsgx.checked("not_dumpable", *when, uid=ordinary_user)
 
 
 def test_pages_added_are_counted_exactly(softsgx: "Harness") -> None:

@@ -15,7 +15,7 @@ from softsgx.arch.ioctl import EnclaveAddPages
 from softsgx.driver.driver import EnclaveFile
 from softsgx.driver.task import LocalTask, Task
 from softsgx.errors import DriverError
-from softsgx.run import bpf, ptrace
+from softsgx.run import bpf, descriptors, ptrace
 from softsgx.run import numbers as n
 from softsgx.run.device_files import DeviceFiles, ProgramTask
 from softsgx.run.elrange_map import USER_MODE_ONLY, EnclaveMap, EnclaveVma
@@ -260,16 +260,14 @@ class DeviceCalls:
                 f"({os.strerror(failed(fd))}): `softsgx info` tells the fix"
             )
         try:
-            uffd = ptrace.pidfd_getfd(tracee.process.pid, fd, tracee.tid)
+            return descriptors.take(tracee, injector, fd)
         except OSError as error:
             raise Refused(
-                f"pidfd_getfd of process {tracee.process.pid} is refused ({error.strerror}): "
-                "`softsgx info` tells the fix; a program that makes itself non-dumpable must do so "
-                "after it has mapped its enclave"
+                f"process {tracee.process.pid} cannot hand over a descriptor ({error.strerror}): "
+                "does its own seccomp filter forbid openat or sendmsg, or is it out of descriptors?"
             ) from error
         finally:
             injector.call(n.SYS_CLOSE, fd)
-        return uffd
 
     def _watch(self, tracee: Tracee, injector: Injector, enclaves: EnclaveMap) -> None:
         uffd = -1 if enclaves.watched else self._take_userfaultfd(tracee, injector)

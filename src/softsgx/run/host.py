@@ -54,7 +54,6 @@ def probe_host() -> list[Probe]:
         architecture(),
         kernel(),
         probes.ptrace(),
-        probes.pidfd_getfd(),
         probes.process_vm(),
         *probes.seccomp(),
         *probes.userfaultfd(),

@@ -10,11 +10,11 @@ import os
 import select
 import time
 
-from softsgx.run import signals
+from softsgx.run import descriptors, signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
+    from _socket import socket
 
 # A program that does not die of EXITKILL within this time hangs in the kernel for good.
 _PATIENCE = 10.0
@@ -24,7 +24,7 @@ class Keeper:
     """The supervisor's end."""
 
     def __init__(self) -> None:
-        self._socket: socket.socket | None = None
+        self._socket: socket | None = None
         self.pid = 0
 
     def keep(self, uffd: int, pid: int) -> None:
@@ -32,9 +32,7 @@ class Keeper:
         if self._socket is None:
             self._start()
         if self._socket is not None:
-            import socket  # noqa: PLC0415  (most programs map no enclave)
-
-            socket.send_fds(self._socket, [pid.to_bytes(4, "little")], [uffd])
+            descriptors.send(self._socket, pid.to_bytes(4, "little"), uffd)
 
     def close(self) -> None:
         """Let the keeper go."""
@@ -48,40 +46,36 @@ class Keeper:
                 return
 
     def _start(self) -> None:
-        import socket  # noqa: PLC0415
-
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = descriptors.pair()
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                _keep(theirs.detach())
+                _keep(theirs)
             finally:
                 os._exit(0)
         theirs.close()
         self._socket = ours
 
 
-def _keep(fd: int) -> None:
+def _keep(channel: "socket") -> None:
     # A terminal's signals must not end it before the programs have ended.
     signals.ignore(signals.SIGINT, signals.SIGQUIT, signals.SIGTERM, signals.SIGHUP)
+    fd = channel.fileno()
     highest = os.sysconf("SC_OPEN_MAX")
     os.closerange(0, fd)
     os.closerange(fd + 1, min(highest, 1 << 20))
-    import socket  # noqa: PLC0415
-
     held = _Held()
-    with socket.socket(fileno=fd) as channel:
-        held.poll.register(channel, select.POLLIN)
-        while True:
-            # Those that have ended first: their descriptors' numbers may be given again.
-            if not held.let_go(held.poll.poll(), fd):
-                continue
-            data, fds, _, _ = socket.recv_fds(channel, 4, 1)
-            if not data:
-                break
-            for uffd in fds:
-                held.take(int.from_bytes(data, "little"), uffd)
-        held.poll.unregister(channel)
+    held.poll.register(fd, select.POLLIN)
+    while True:
+        # Those that have ended first: their descriptors' numbers may be given again.
+        if not held.let_go(held.poll.poll(), fd):
+            continue
+        data, uffd = descriptors.receive(channel)
+        if not data:
+            break
+        if uffd >= 0:
+            held.take(int.from_bytes(data, "little"), uffd)
+    held.poll.unregister(fd)
     deadline = time.monotonic() + _PATIENCE
     while held.processes and time.monotonic() < deadline:
         held.let_go(held.poll.poll(max(0.0, deadline - time.monotonic()) * 1000), fd)

@@ -4,7 +4,7 @@
 Owns nothing: a probe that changes a process does so in a child that it makes and reaps. What a
 container's sandbox refuses looks like a missing feature here, which is what it is for a run.
 
-Sources: prctl(2), ptrace(2), pidfd_getfd(2), process_vm_readv(2), seccomp(2), seccomp_unotify(2),
+Sources: prctl(2), ptrace(2), process_vm_readv(2), seccomp(2), seccomp_unotify(2),
 userfaultfd(2), memfd_create(2), arch_prctl(2), pkeys(7), Documentation/admin-guide/sysctl/vm.rst,
 Documentation/arch/x86/elf_auxvec.rst.
 """
@@ -26,8 +26,6 @@ _SYS_PROCESS_VM_WRITEV = 311
 _SYS_MEMFD_CREATE = 319
 _SYS_PKEY_ALLOC = 330
 _SYS_PKEY_FREE = 331
-_SYS_PIDFD_OPEN = 434
-_SYS_PIDFD_GETFD = 438
 
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_SYSCALL_USER_DISPATCH = 59
@@ -106,31 +104,6 @@ def _attach_fix(sandbox: str) -> str:
     if scope in {None, 0, 1}:
         return sandbox
     return f"sysctl kernel.yama.ptrace_scope=1 (it is {scope}), or give CAP_SYS_PTRACE"
-
-
-def pidfd_getfd() -> Probe:
-    """Fetch a descriptor of a child of our own, as a run fetches a listener or a userfaultfd."""
-    with open(os.devnull, "rb") as held:
-        error = _with_child(lambda child: _fetch(child, held.fileno()))
-    return Probe(
-        "pidfd_getfd",
-        ESSENTIAL,
-        not error,
-        _answer(error),
-        "fetches the seccomp listener and the userfaultfds of the program",
-        _attach_fix(
-            "in a container, allow pidfd_open and pidfd_getfd: Docker's default profile refuses "
-            "pidfd_getfd without docker run --cap-add SYS_PTRACE"
-        ),
-    )
-
-
-def _fetch(child: int, fd: int) -> None:
-    pidfd = _call(_SYS_PIDFD_OPEN, child, 0)
-    try:
-        os.close(_call(_SYS_PIDFD_GETFD, pidfd, fd, 0))
-    finally:
-        os.close(pidfd)
 
 
 def process_vm() -> Probe:

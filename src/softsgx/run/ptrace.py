@@ -284,28 +284,3 @@ def any_pending(tid: int) -> bool:
 def tgkill(tgid: int, tid: int, signal: int) -> None:
     """Send a signal to one thread; a thread that is gone is no error."""
     _syscall(234, tgid, tid, signal)
-
-
-_PIDFD_THREAD = os.O_EXCL  # include/uapi/linux/pidfd.h
-
-
-def pidfd_getfd(pid: int, fd: int, tid: int = 0) -> int:
-    """Duplicate a descriptor of a traced process into this one (close-on-exec).
-
-    With `tid` it is that thread's descriptor, where the kernel (6.9) has descriptors of threads:
-    it differs for one that has unshared its table, and when the first thread has ended.
-    """
-    try:
-        pidfd = os.pidfd_open(tid or pid, _PIDFD_THREAD if tid else 0)
-    except OSError as error:
-        if not tid or error.errno != errno.EINVAL:
-            raise
-        pidfd = os.pidfd_open(pid)
-    try:
-        result: int = _syscall(438, pidfd, fd, 0)
-    finally:
-        os.close(pidfd)
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"pidfd_getfd of descriptor {fd} of process {pid}: {os.strerror(code)}")
-    return result

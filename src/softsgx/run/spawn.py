@@ -11,11 +11,12 @@ import resource
 import struct
 
 from softsgx.errors import SoftsgxError
-from softsgx.run import bpf, executable, ptrace, signals
+from softsgx.run import bpf, descriptors, executable, ptrace, signals
 from softsgx.run import numbers as n
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket
     from typing import NoReturn
 
 _PR_SET_NO_NEW_PRIVS = 38
@@ -23,7 +24,7 @@ _SYS_SECCOMP = 317
 _SECCOMP_SET_MODE_FILTER = 1
 _NEW_LISTENER = 1 << 3
 _WAIT_KILLABLE_RECV = 1 << 5
-_NUMBER = 8  # bytes of what the child says: its listener, or a negative errno
+_ERRNO = 4  # bytes of what the child says: 0 with its listener, or an errno
 _IGNORED_CHILD = signals.bits(n.SIGCHLD)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -98,22 +99,20 @@ def spawn(program: str, argv: list[str], inherited: Inherited) -> tuple[int, int
     length = (len(instructions) - 1) // 8
     header = struct.pack("<HxxxxxxQ", length, ctypes.addressof(instructions))
     fprog = ctypes.create_string_buffer(header, len(header))
-    # Two pipes: one tells the child that it is seized, one brings its listener or its complaint.
-    go_read, go_write = os.pipe()
-    said_read, said_write = os.pipe()
+    # Our end tells the child that it is seized; its end brings the listener or a complaint.
+    ours, theirs = descriptors.pair()
     pid = os.fork()
     if pid == 0:
-        _child(program, argv, inherited, go_read, said_write, fprog)
-    os.close(go_read)
-    os.close(said_write)
+        ours.close()
+        _child(program, argv, inherited, theirs, fprog)
+    theirs.close()
     try:
-        return pid, _seize(pid, go_write, said_read)
+        return pid, _seize(pid, ours)
     finally:
-        os.close(go_write)
-        os.close(said_read)
+        ours.close()
 
 
-def _seize(pid: int, go: int, said: int) -> int:
+def _seize(pid: int, channel: "socket") -> int:
     try:
         ptrace.seize(pid)
     except OSError as error:
@@ -121,22 +120,18 @@ def _seize(pid: int, go: int, said: int) -> int:
         raise SoftsgxError(
             f"this host forbids ptrace ({error.strerror}): `softsgx info` tells the fix"
         ) from error
-    os.write(go, b"!")
-    number = int.from_bytes(os.read(said, _NUMBER), "little", signed=True)
-    if number < 0:
-        what = os.strerror(-number)
+    descriptors.send(channel, b"!")
+    said, listener = descriptors.receive(channel)
+    if listener < 0:
         _end(pid)
+        # Where the sandbox kills for a call that it forbids, nothing is said.
+        what = (
+            os.strerror(int.from_bytes(said, "little")) if said else "the call is answered by death"
+        )
         raise SoftsgxError(
             f"this host forbids seccomp user notification ({what}): `softsgx info` tells the fix"
         )
-    try:
-        listener = ptrace.pidfd_getfd(pid, number)
-    except OSError as error:
-        _end(pid)
-        raise SoftsgxError(
-            f"this host forbids pidfd_getfd ({error.strerror}): `softsgx info` tells the fix"
-        ) from error
-    os.write(go, b"!")
+    descriptors.send(channel, b"!")
     return listener
 
 
@@ -149,8 +144,7 @@ def _child(
     program: str,
     argv: list[str],
     inherited: Inherited,
-    go: int,
-    said: int,
+    channel: "socket",
     fprog: ctypes.Array[ctypes.c_char],
 ) -> "NoReturn":
     try:
@@ -160,20 +154,19 @@ def _child(
             signals.ignore(n.SIGCHLD)
         resource.setrlimit(resource.RLIMIT_NOFILE, inherited.files)
         environment = dict(os.environ)
-        os.read(go, 1)
+        descriptors.receive(channel)
         signals.set_mask(inherited.mask)
         if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-            os.write(said, (-ctypes.get_errno()).to_bytes(_NUMBER, "little", signed=True))
+            descriptors.send(channel, ctypes.get_errno().to_bytes(_ERRNO, "little"))
             os._exit(125)
         listener = -1
         for flags in (_NEW_LISTENER | _WAIT_KILLABLE_RECV, _NEW_LISTENER):
             listener = _libc.syscall(_SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, fprog)
             if listener >= 0:
                 break
-        if listener < 0:
-            listener = -ctypes.get_errno()
-        os.write(said, listener.to_bytes(_NUMBER, "little", signed=True))
-        if not os.read(go, 1):
+        error = ctypes.get_errno() if listener < 0 else 0
+        descriptors.send(channel, error.to_bytes(_ERRNO, "little"), listener)
+        if not descriptors.receive(channel)[0]:
             os._exit(125)
         os.execve(program, argv, environment)
     except OSError as error:

@@ -442,6 +442,7 @@ class Supervisor:
         new = self._enter(tid, child)
         new.checked_mask = tracee.checked_mask
         new.awaited_by = tracee if vfork else None
+        new.must_open = process.mm.reachable and not child.mm.reachable
         new.must_watch = enclaves is not None and len(enclaves) > 0
         ptrace.cont(tracee.tid)
         status = self._early.pop(tid, None)
@@ -456,12 +457,15 @@ class Supervisor:
             self._device.watch_mappings(tracee)
             return
         enclaves = tracee.mm.enclaves
-        if tracee.must_watch and enclaves is not None:
+        if tracee.must_open or tracee.must_watch:
             # A forked child: its mappings must be watched before it runs.
-            tracee.must_watch = False
             tracee.load_regs()
             with tracee.injecting() as injector:
-                enclaves.watch(self._device.make_userfaultfd(tracee, injector))
+                if tracee.must_open:
+                    tracee.mm.open_within(injector)
+                if tracee.must_watch and enclaves is not None:
+                    enclaves.watch(self._device.make_userfaultfd(tracee, injector))
+            tracee.must_open = tracee.must_watch = False
             tracee.finish_call(0)
             return
         ptrace.cont(tracee.tid)

@@ -2,7 +2,8 @@
 """A traced thread, the process and the address space it belongs to, and injected calls.
 
 Owns: the descriptor of /proc/PID/mem (opened at each exec and fork stop and kept, because a
-program that makes itself non-dumpable closes every other way), the recorded actions of the five
+program that makes itself non-dumpable closes every other way; its child is made dumpable for
+that moment), the recorded actions of the five
 fault signals, and which of its pages hold what softsgx put there. All of it is touched by the
 supervisor's one thread only; a handler that waits for its thread's next stop is switched out.
 """
@@ -34,6 +35,8 @@ _SYSCALL_STOP = n.SIGTRAP | 0x80
 LENT_PATH = "/softsgx/lent"
 NO_SYSCALL = 0xFFFFFFFFFFFFFFFF
 _ALL_SIGNALS = 0xFFFFFFFFFFFFFFFF
+_PR_GET_DUMPABLE = 3
+_PR_SET_DUMPABLE = 4
 _ERRNO_FLOOR = 0xFFFFFFFFFFFFF000
 _DIRECTION_AND_TRAP = 0x400 | 0x100
 
@@ -51,17 +54,9 @@ class Mm:
     """An address space (the kernel's mm_struct), shared by threads and by a vfork's child."""
 
     def __init__(self, pid: int) -> None:
-        # A binary that its user may execute but not read keeps its memory closed, and a child
-        # that could not execute is gone already.
-        try:
-            self.mem = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
-        except (PermissionError, FileNotFoundError, ProcessLookupError):
-            self.mem = -1
-        except OSError as error:
-            raise Refused(
-                f"no more programs can be followed ({error.strerror}): raise `ulimit -n`"
-            ) from error
         self._pid = pid
+        self.mem = -1
+        self.open()
         self._pagemap = -1
         self.users = 0
         self.image = 0  # where our vDSO stands
@@ -82,6 +77,26 @@ class Mm:
         self.text: list[tuple[int, int]] = []  # private executable mappings of files, as last seen
         self.source_vma: tuple[int, int, bool | None] | None = None  # where pages were added from
         self.enclaves: EnclaveMap | None = None  # from the first mapping of an enclave on
+
+    def open(self) -> None:
+        """Open the memory, if that is allowed now."""
+        # A binary that its user may execute but not read keeps its memory closed, and a child
+        # that could not execute is gone already.
+        try:
+            self.mem = os.open(f"/proc/{self._pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        except (PermissionError, FileNotFoundError, ProcessLookupError):
+            self.mem = -1
+        except OSError as error:
+            raise Refused(
+                f"no more programs can be followed ({error.strerror}): raise `ulimit -n`"
+            ) from error
+
+    def open_within(self, injector: "Injector") -> None:
+        """Open the memory of the copy of a program that has made itself non-dumpable."""
+        was = injector.call(n.SYS_PRCTL, _PR_GET_DUMPABLE)
+        injector.call(n.SYS_PRCTL, _PR_SET_DUMPABLE, 1)
+        self.open()
+        injector.call(n.SYS_PRCTL, _PR_SET_DUMPABLE, was)
 
     def fork(self, pid: int) -> "Mm":
         """Make the child's copy at its first stop."""
@@ -258,6 +273,7 @@ class Tracee:
         self.fault_reset = 0  # fault signals whose action the kernel's forced delivery has reset
         self.awaited_by: Tracee | None = None  # the thread whose vfork ends at its exec or exit
         self.must_filter = False  # at its next stop the second filter goes in
+        self.must_open = False  # at its first stop its memory must be opened
         self.must_watch = False  # at its first stop its mappings must be watched
         self.held: list[tuple[int, bytes]] = []  # signals that it blocks, sent while it was inside
         self.record_slot = -1

@@ -28,6 +28,7 @@ _libc.syscall.restype = ctypes.c_long
 _READV = 310  # process_vm_readv
 _WRITEV = 311
 _IOVEC = struct.Struct("<QQ")
+_FORBIDDEN = (errno.EPERM, errno.ENOSYS)  # the latter by older sandboxes, for calls unknown to them
 # Of a pagemap entry's last byte: present, and write-protected by a userfaultfd.
 _PRESENT = 1 << 63 - 56
 _UFFD_WP = 1 << 57 - 56
@@ -186,10 +187,10 @@ class ProgramMemory:
             ctypes.c_ulong(1),
             ctypes.c_ulong(0),
         )
-        if done >= 0 or ctypes.get_errno() != errno.EPERM or not populated:
+        if done >= 0 or ctypes.get_errno() not in _FORBIDDEN or not populated:
             return done
-        # A program that has made itself non-dumpable. This way asks for no access rights, but
-        # the thread itself has shown that it has them.
+        # A sandbox, or a program that has made itself non-dumpable. This way asks for no access
+        # rights, but the thread itself has shown that it has them.
         if write:
             return length if self._tracee.mm.write(address, bytes(_piece[:length])) else 0
         data = self._tracee.mm.read(address, length)

@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A program that makes itself non-dumpable keeps its enclaves and can make more. */
+/*
+ * A program that makes itself non-dumpable keeps its enclaves and can make more, in a child too.
+ * With a third argument it does so before its first mapping.
+ */
 #include "host.h"
 
 #include <sys/prctl.h>
+#include <sys/wait.h>
 
 static struct enclave mapped_before_create(void)
 {
@@ -15,6 +19,33 @@ static struct enclave mapped_before_create(void)
 	return made;
 }
 
+static void check_child(struct enclave *inherited)
+{
+	struct op nop = { .code = OP_NOP };
+	int status = 0;
+	pid_t child = fork();
+
+	if (child < 0)
+		fail("fork");
+	if (!child) {
+		struct enclave own;
+
+		CHECK("a child runs the inherited one", do_op(inherited, 0, &nop));
+		own = build(&the_image);
+		CHECK("a child makes its own", do_op(&own, 0, &nop));
+		CHECK("a child is still not dumpable", prctl(PR_GET_DUMPABLE) == 0);
+		_exit(failures != 0);
+	}
+	waitpid(child, &status, 0);
+	CHECK("the child ended well", WIFEXITED(status) && !WEXITSTATUS(status));
+}
+
+static void hide(void)
+{
+	if (prctl(PR_SET_DUMPABLE, 0) || prctl(PR_GET_DUMPABLE))
+		fail("PR_SET_DUMPABLE");
+}
+
 int main(int argc, char **argv)
 {
 	struct op nop = { .code = OP_NOP };
@@ -22,10 +53,11 @@ int main(int argc, char **argv)
 	struct secs secs;
 
 	begin(argc, argv);
+	if (argc > 3)
+		hide();
 	first = mapped_before_create();
 	second = build(&the_image);
-	if (prctl(PR_SET_DUMPABLE, 0) || prctl(PR_GET_DUMPABLE))
-		fail("PR_SET_DUMPABLE");
+	hide();
 
 	secs = enclave_secs(&first, 0);
 	check_works("CREATE", create(first.fd, &secs));
@@ -38,5 +70,7 @@ int main(int argc, char **argv)
 
 	third = build(&the_image);
 	CHECK("a third one runs", do_op(&third, 0, &nop));
+
+	check_child(&third);
 	return finish();
 }
