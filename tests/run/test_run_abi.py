@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from softsgx.run import bpf, elrange_map, notification, numbers, paths, ptrace
+from softsgx.run import bpf, elrange_map, node_stat, notification, numbers, ptrace
 
 _HEADERS = [
     "stddef.h",
@@ -69,7 +69,7 @@ def constants() -> dict[str, int]:
         "SECCOMP_USER_NOTIF_FLAG_CONTINUE": notification._CONTINUE,
         "SECCOMP_ADDFD_FLAG_SEND": notification._ADDFD_SEND,
         "_IOW(SECCOMP_IOC_MAGIC, 4, unsigned long long)": notification._SET_FLAGS,
-        "sizeof(struct stat)": paths._STAT.size,
+        "sizeof(struct stat)": node_stat._STAT.size,
         "UFFDIO_API": elrange_map._UFFDIO_API,
         "UFFDIO_REGISTER": elrange_map._UFFDIO_REGISTER,
         "UFFD_API": elrange_map._UFFD_API,
