@@ -6,12 +6,11 @@
  */
 #include "host.h"
 
-#include <stdatomic.h>
 #include <sys/resource.h>
 
 #define SIZE (32UL << 20)
 
-static atomic_bool going;
+static uint8_t *source;
 static int victim;
 
 static struct enclave made(void)
@@ -28,9 +27,14 @@ static struct enclave made(void)
 
 static void *exchange(void *enclave)
 {
-	while (!going)
-		;
-	usleep(2000);
+	unsigned char present;
+
+	/* Only the ioctl touches the second half. */
+	do {
+		usleep(100);
+		if (mincore(source + SIZE / 2, PAGE, &present))
+			fail("mincore");
+	} while (!(present & 1));
 	dup2(victim, ((struct enclave *)enclave)->fd);
 	return NULL;
 }
@@ -53,18 +57,17 @@ int main(int argc, char **argv)
 {
 	struct rlimit limit = { 1 << 16, 1 << 16 };
 	struct enclave enclave;
-	uint8_t *source = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	pthread_t thread;
 	struct stat stat;
 
 	begin(argc, argv);
+	source = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	enclave = made();
 	victim = memfd_create("victim", 0);
 	if (write(victim, "hello", 5) != 5)
 		fail("write");
-	pthread_create(&thread, NULL, exchange, &enclave);
 	memset(source, 0x41, SIZE / 2);
-	going = true;
+	pthread_create(&thread, NULL, exchange, &enclave);
 	check_equal("present and absent pages are added", added(enclave.fd, source, 0, SIZE - PAGE),
 		    SIZE - PAGE);
 	pthread_join(thread, NULL);
