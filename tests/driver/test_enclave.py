@@ -202,6 +202,18 @@ def test_a_fault_loads_the_page_if_the_mapping_allows_no_more_than_it(
         assert "no page" in encl.load_page_in_vma(bench.BASE - 1, R)
 
 
+def test_what_a_mapping_lets_touch_is_what_is_there_but_a_tcs(bench: Any, built: Any) -> None:
+    def touchable(start: int, end: int, prot: int) -> list[tuple[int, int]]:
+        parts = built.file.encl.touchable(bench.BASE + start, bench.BASE + end, prot)
+        return [(low - bench.BASE, high - bench.BASE) for low, high in parts]
+
+    assert touchable(TCS, HOLE + PAGE, R) == [(CODE, DATA), (DATA, HOLE)]
+    assert touchable(TCS, HOLE + PAGE, R | W) == [(DATA, HOLE)]
+    assert touchable(CODE + PAGE, DATA + PAGE, R | X) == [(CODE + PAGE, DATA)]
+    assert touchable(TCS, HOLE + PAGE, R | W | X) == []
+    assert touchable(TCS, CODE, R | W) == []
+
+
 def test_an_address_translates_to_the_page_that_the_epcm_knows(bench: Any, built: Any) -> None:
     encl, epc = built.file.encl, bench.driver.processor.epc
     for offset in (TCS, CODE, CODE + PAGE, DATA, UNMEASURED):

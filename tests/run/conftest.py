@@ -152,11 +152,16 @@ class Harness:
         return Ended(process.returncode, out, err)
 
     def checked(
-        self, name: str, *more: str, options: tuple[str | Path, ...] = (), uid: int | None = None
+        self,
+        name: str,
+        *more: str,
+        options: tuple[str | Path, ...] = (),
+        uid: int | None = None,
+        sandbox: Iterable[str] = (),
     ) -> str:
         """Run a program of the kind of tests/programs/host.h and give what it printed."""
-        program = self.program(name)
-        ended = self.run(program, *self.enclave(), *more, options=options, uid=uid)
+        command = self.command(self.program(name), *self.enclave(), *more, options=options)
+        ended = self.complete([*sandbox, *command], uid=uid)
         bad = [line for line in ended.out.splitlines() if line.startswith("not ok")]
         assert not bad, "\n".join([*bad, ended.err])
         assert ended.out.endswith("finished\n"), ended

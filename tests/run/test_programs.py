@@ -5,6 +5,7 @@ Each is compiled by the system's compiler, linked against nothing of ours, and s
 found: a line "ok NAME" or "not ok NAME: REASON" for each thing.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ import pytest
 pytestmark = pytest.mark.live
 
 SOURCES = Path(__file__).parents[1] / "programs"
+REFUSE = Path(__file__).parent / "refuse.c"
 TIMEOUT = 60
 SKIPPED = 77
 NOBODY = 65534
@@ -91,6 +93,12 @@ AS_ORDINARY_USER = [
     *("core_dump", "cpuid", "entry_registers", "exec", "fork", "killed_inside", "low_elrange"),
     *("refusals", "signal_state", "stop_and_end", "vdso_discovery"),
 ]
+# Those with holes, faults, changed mappings, processes and threads; by system call number.
+WITHOUT_USERFAULTFD = [
+    *("core_dump", "fork", "low_elrange", "mapping_rules", "threads"),
+    *("vdso_exceptions", "vdso_handler"),
+]
+USERFAULTFD = 323
 
 
 class Bench:
@@ -147,10 +155,20 @@ class Bench:
             return str(self.signature(word))
         return str(self.library(word)) if word.endswith(".so") else word
 
-    def run(self, program: Program, state: Path, *, uid: int | None = None) -> str:
+    def refusing(self, number: int) -> list[str]:
+        """Give the words before a command that refuse a system call to it: see refuse.c."""
+        path = self.directory / "refuse"
+        if not path.exists():
+            self._cc(*_PROGRAM_FLAGS, "-o", path, REFUSE)
+        return [str(path), str(errno.EPERM), str(number)]
+
+    def run(
+        self, program: Program, state: Path, *, uid: int | None = None, sandbox: Iterable[str] = ()
+    ) -> str:
         """Run it under softsgx in a directory of its own; returns its output if nothing failed."""
         more = [self.argument(word) for word in program.more]
         command = [
+            *sandbox,
             *([] if uid is None else _as_user(uid)),
             *(sys.executable, "-m", "softsgx", "run", "--state", str(state), *program.options),
             *("--", str(self.program(program.name)), str(self.enclave(program.enclave))),
@@ -222,6 +240,11 @@ def bench() -> Iterator[Bench]:
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 def test_program(bench: Bench, program: Program, tmp_path: Path) -> None:
     bench.run(program, tmp_path / "state")
+
+
+@pytest.mark.parametrize("name", WITHOUT_USERFAULTFD)
+def test_program_without_userfaultfd(bench: Bench, name: str, tmp_path: Path) -> None:
+    bench.run(BY_NAME[name], tmp_path / "state", sandbox=bench.refusing(USERFAULTFD))
 
 
 def test_every_program_is_run() -> None:

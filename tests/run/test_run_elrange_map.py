@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The list of enclave mappings against a dictionary with an entry a page."""
 
+import errno
 from typing import Any, NamedTuple
 
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from softsgx.run.elrange_map import EnclaveMap, EnclaveVma
+from softsgx.run.numbers import SYS_MPROTECT
 
 PAGE = 4096
 PAGES = 24
@@ -15,7 +17,10 @@ BASE = 0x7F0000000000
 
 
 class FakeEnclave:
-    """Page `at` of ELRANGE is EPC page `first + at`; every fourth one is not resident."""
+    """Page `at` of ELRANGE is EPC page `first + at`; every fourth one is not resident.
+
+    Every fifth one must not be writable.
+    """
 
     def __init__(self, first: int) -> None:
         self.first = first
@@ -24,6 +29,13 @@ class FakeEnclave:
     def translate(self, address: int) -> int | None:
         at = (address - BASE) // PAGE
         return None if at % 4 == 3 else self.first + at
+
+    def due(self, page: int, prot: int) -> int:
+        return 0 if page % 4 == 3 or (page % 5 == 0 and prot & 2) else prot
+
+    def touchable(self, start: int, end: int, prot: int) -> list[tuple[int, int]]:
+        pages = range((start - BASE) // PAGE, (end - BASE) // PAGE)
+        return [(address_of(p), address_of(p + 1)) for p in pages if self.due(p, prot) or not prot]
 
 
 FILES = [FakeEnclave(0), FakeEnclave(1000)]
@@ -35,7 +47,7 @@ class Mapped(NamedTuple):
     prot: int
     file: FakeEnclave
     dontfork: bool = False
-    narrowed: bool = False
+    in_force: int = 0
 
 
 def address_of(page: int) -> int:
@@ -73,21 +85,34 @@ class AgainstPages(RuleBasedStateMachine):
         for page in range(*span):
             self.pages.pop(page, None)
 
-    @rule(span=spans, prot=protections)
-    def protect(self, span: tuple[int, int], prot: int) -> None:
+    @rule(span=spans, prot=protections, in_force=protections)
+    def protect(self, span: tuple[int, int], prot: int, in_force: int) -> None:
         start, end = map(address_of, span)
-        self.map.protect(start, end, prot)
-        self._change(span, prot=prot, narrowed=False)
+        self.map.protect(start, end, prot, in_force)
+        self._change(span, prot=prot, in_force=in_force)
 
     @rule(span=spans)
     def set_dontfork(self, span: tuple[int, int]) -> None:
         self.map.set_dontfork(*map(address_of, span))
         self._change(span, dontfork=True)
 
+    def call(self, number: int, start: int, length: int, prot: int) -> int:
+        """Carry out an injected mprotect."""
+        assert number == SYS_MPROTECT
+        span = (start - BASE) // PAGE, (start + length - BASE) // PAGE
+        assert all(self.pages[page].in_force != prot for page in range(*span))
+        self._change(span, in_force=prot)
+        return 0
+
     @rule(span=spans)
-    def set_narrowed(self, span: tuple[int, int]) -> None:
-        self.map.set_narrowed(*map(address_of, span))
-        self._change(span, narrowed=True)
+    def settle(self, span: tuple[int, int]) -> None:
+        start, end = map(address_of, span)
+        assert self.map.settle(self, start, end) == 0  # type: ignore[arg-type]
+        assert self.map.unsettled(start, end) is None
+        for page in range(*span):
+            if page in self.pages:
+                known = self.pages[page]
+                assert known.in_force == known.file.due(page, known.prot)
 
     @rule()
     def go_on_as_the_child(self) -> None:
@@ -105,7 +130,7 @@ class AgainstPages(RuleBasedStateMachine):
             for address in range(vma.start, vma.end, PAGE):
                 page = (address - BASE) // PAGE
                 assert page not in seen, "two mappings of one page"
-                seen[page] = Mapped(vma.prot, vma.file, vma.dontfork, vma.narrowed)  # type: ignore[arg-type]
+                seen[page] = Mapped(vma.prot, vma.file, vma.dontfork, vma.in_force)  # type: ignore[arg-type]
         assert seen == {page: self.pages[page] for page in range(*span) if page in self.pages}
 
     @invariant()
@@ -120,7 +145,7 @@ class AgainstPages(RuleBasedStateMachine):
                     continue
                 assert vma is not None
                 assert vma.start <= address < vma.end
-                assert Mapped(vma.prot, vma.file, vma.dontfork, vma.narrowed) == known  # type: ignore[arg-type]
+                assert Mapped(vma.prot, vma.file, vma.dontfork, vma.in_force) == known  # type: ignore[arg-type]
                 here = known.file.translate(address_of(page)) if known.prot else None
                 assert self.map.translate(address) == here
         assert bool(len(self.map)) == bool(self.pages)
@@ -150,3 +175,26 @@ def test_closing_forgets_everything() -> None:
     assert len(enclaves) == 0
     assert enclaves.find(BASE) is None
     assert not enclaves.watched
+
+
+def test_a_failed_mprotect_is_told_and_changes_nothing() -> None:
+    class Refusing:
+        def call(self, *_: int) -> int:
+            return (1 << 64) - errno.ENOMEM
+
+    enclaves = EnclaveMap()
+    enclaves.add(EnclaveVma(BASE, BASE + PAGE, 1, FILES[0]))  # type: ignore[arg-type]
+    assert enclaves.settle(Refusing(), BASE, BASE + PAGE) == errno.ENOMEM  # type: ignore[arg-type]
+    assert enclaves.unsettled(BASE, BASE + PAGE) == (BASE, BASE + PAGE, 1)
+
+
+def test_a_mapping_that_goes_away_meanwhile_is_no_failure() -> None:
+    enclaves = EnclaveMap()
+
+    class Unmapping:
+        def call(self, *_: int) -> int:
+            enclaves.remove(BASE, BASE + PAGE)
+            return (1 << 64) - errno.ENOMEM
+
+    enclaves.add(EnclaveVma(BASE, BASE + PAGE, 1, FILES[0]))  # type: ignore[arg-type]
+    assert enclaves.settle(Unmapping(), BASE, BASE + PAGE) == 0  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 """Runs in a sandbox that refuses system calls, as containers have one."""
 
 import errno
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,16 +12,54 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.live
 
-PROCESS_VM_READV, PROCESS_VM_WRITEV = 310, 311
-PIDFD_OPEN, PIDFD_GETFD = 434, 438
+KCMP, PROCESS_VM_READV, PROCESS_VM_WRITEV, USERFAULTFD = 312, 310, 311, 323
+PIDFD_OPEN, PIDFD_GETFD, PROCESS_MADVISE = 434, 438, 440
+# Docker's default profile with its default capabilities, of what a run might use.
+DOCKER = (KCMP, USERFAULTFD, PIDFD_GETFD, PROCESS_MADVISE)
 # The second is how a profile answers for what is newer than itself.
 ERRORS = (errno.EPERM, errno.ENOSYS)
 
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_what_a_run_can_do_without(softsgx: "Harness", error: int) -> None:
-    refused = (PIDFD_OPEN, PIDFD_GETFD, PROCESS_VM_READV, PROCESS_VM_WRITEV)
-    program = softsgx.program("counted")
-    command = softsgx.command(program, *softsgx.enclave())
-    ended = softsgx.complete([*softsgx.refusing(str(error), refused), *command])
+    refused = (*DOCKER, PIDFD_OPEN, PROCESS_VM_READV, PROCESS_VM_WRITEV)
+    ended = softsgx.complete(
+        [
+            *softsgx.refusing(str(error), refused),
+            *softsgx.command(softsgx.program("counted"), *softsgx.enclave()),
+        ]
+    )
     assert (ended.status, ended.err) == (0, ""), ended
+
+
+# What a page that is not there is told as, and who sees one that comes later, is the same.
+def test_holes(softsgx: "Harness") -> None:
+    softsgx.checked("holes")
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_holes_without_userfaultfd(softsgx: "Harness", error: int) -> None:
+    softsgx.checked("holes", sandbox=softsgx.refusing(str(error), DOCKER))
+
+
+@pytest.mark.parametrize("name", ["mapping_calls", "other_descriptor", "reopened"])
+def test_mappings_without_userfaultfd(softsgx: "Harness", name: str) -> None:
+    softsgx.checked(name, sandbox=softsgx.refusing(str(errno.EPERM), DOCKER))
+
+
+def test_a_hidden_program_of_an_ordinary_user_without_userfaultfd(
+    softsgx: "Harness", ordinary_user: int | None
+) -> None:
+    sandbox = softsgx.refusing(str(errno.EPERM), DOCKER)
+    softsgx.checked("not_dumpable", "first", uid=ordinary_user, sandbox=sandbox)
+
+
+def test_more_runs_of_pages_than_mappings(softsgx: "Harness") -> None:
+    softsgx.checked("many_mappings")
+
+
+def test_more_runs_of_pages_than_mappings_without_userfaultfd(softsgx: "Harness") -> None:
+    command = softsgx.command(softsgx.program("many_mappings"), *softsgx.enclave())
+    ended = softsgx.complete([*softsgx.refusing(str(errno.EPERM), DOCKER), *command])
+    assert ended.status == -signal.SIGKILL, ended
+    assert "vm.max_map_count" in ended.err

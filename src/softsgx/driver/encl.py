@@ -43,9 +43,14 @@ _RUN_PAGES = 4096
 _FILE_SIZE_MAX = (1 << 63) - 1
 
 
+def page_type(secinfo_flags: int) -> int:
+    """Return SECINFO's page type (PT_*)."""
+    return secinfo_flags >> SECINFO_PAGE_TYPE_SHIFT & 0xFF
+
+
 def vm_max_prot(secinfo_flags: int) -> int:
     """Return what a mapping of a page may allow at most (PROT_*): SECINFO's RWX; for a TCS RW."""
-    if secinfo_flags >> SECINFO_PAGE_TYPE_SHIFT & 0xFF == PT_TCS:
+    if page_type(secinfo_flags) == PT_TCS:
         return PROT_READ | PROT_WRITE
     return (
         (PROT_READ if secinfo_flags & SECINFO_R else 0)
@@ -166,7 +171,9 @@ class Encl:
                 self._free_epc_run(epc_first + added, count - added)
                 self._shrink(count - added)
                 self.elrange.discard((first + added) * PAGE_SIZE, (count - added) * PAGE_SIZE)
-        self.page_array.insert(first, epc_first, added, vm_max_prot(secinfo_flags))
+        self.page_array.insert(
+            first, epc_first, added, vm_max_prot(secinfo_flags), page_type(secinfo_flags)
+        )
         return added
 
     @staticmethod
@@ -274,6 +281,18 @@ class Encl:
             (max(run.first, first) * PAGE_SIZE, min(run.end, last) * PAGE_SIZE)
             for run in self.page_array.overlapping(first, last)
             if prot & PROT_RWX & ~run.vm_max_prot
+        ]
+
+    def touchable(self, start: int, end: int, prot: int) -> list[tuple[int, int]]:
+        """Return the parts of [start, end) that a VMA of protection ``prot`` gives its owner, in order.
+
+        Its pages are present and may be mapped so; of a TCS the processor keeps the contents to itself.
+        """
+        first, last = start // PAGE_SIZE, -(-end // PAGE_SIZE)
+        return [
+            (max(run.first, first) * PAGE_SIZE, min(run.end, last) * PAGE_SIZE)
+            for run in self.page_array.overlapping(first, last)
+            if run.type != PT_TCS and not prot & PROT_RWX & ~run.vm_max_prot
         ]
 
     def load_page_in_vma(self, address: int, vma_prot: int) -> str | None:

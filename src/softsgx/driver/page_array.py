@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pages of one enclave by linear page number (kernel: struct sgx_encl_page in encl->page_array).
 
-Owns the columns: per run of neighbouring pages with one vm_max_prot, the EPC page of each.  A run is
+Owns the columns: per run of neighbouring pages with one vm_max_prot and type, the EPC page of each.  A run is
 one object however many pages it has, so adding, checking and releasing cost by the run.
 """
 
@@ -11,15 +11,16 @@ from collections.abc import Iterable, Iterator
 
 
 class PageRun:
-    """Neighbouring linear pages [first, end) with one ``vm_max_prot``; ``epc[i]`` holds page first + i."""
+    """Neighbouring linear pages [first, end) with one ``vm_max_prot`` and ``type``; ``epc[i]`` holds page first + i."""
 
-    __slots__ = ("end", "epc", "first", "vm_max_prot")
+    __slots__ = ("end", "epc", "first", "type", "vm_max_prot")
 
-    def __init__(self, first: int, epc: "array[int]", vm_max_prot: int) -> None:
+    def __init__(self, first: int, epc: "array[int]", vm_max_prot: int, page_type: int) -> None:
         self.first = first
         self.end = first + len(epc)
         self.epc = epc
         self.vm_max_prot = vm_max_prot
+        self.type = page_type
 
 
 class PageArray:
@@ -58,7 +59,9 @@ class PageArray:
             return max(run.first - first, 0)
         return count
 
-    def insert(self, first: int, epc_first: int, count: int, vm_max_prot: int) -> None:
+    def insert(
+        self, first: int, epc_first: int, count: int, vm_max_prot: int, page_type: int
+    ) -> None:
         """Add ``count`` pages that sit in neighbouring EPC pages; none of them is present yet."""
         self._count += count
         index = bisect_left(self._firsts, first)
@@ -66,12 +69,13 @@ class PageArray:
         if index:
             before = self._runs[index - 1]
             # Loaders that add page by page still get one run a segment.
-            if before.end == first and before.vm_max_prot == vm_max_prot:
+            alike = before.vm_max_prot == vm_max_prot and before.type == page_type
+            if before.end == first and alike:
                 before.epc.extend(epc)
                 before.end += count
                 return
         self._firsts.insert(index, first)
-        self._runs.insert(index, PageRun(first, epc, vm_max_prot))
+        self._runs.insert(index, PageRun(first, epc, vm_max_prot, page_type))
 
     def epc_page(self, page: int) -> int | None:
         """Return the EPC page of a linear page, None if the enclave has no such page."""

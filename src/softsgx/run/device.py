@@ -18,7 +18,7 @@ from softsgx.errors import DriverError
 from softsgx.run import bpf, descriptors, ptrace
 from softsgx.run import numbers as n
 from softsgx.run.device_files import DeviceFiles, ProgramTask
-from softsgx.run.elrange_map import USER_MODE_ONLY, EnclaveMap, EnclaveVma
+from softsgx.run.elrange_map import USER_MODE_ONLY, EnclaveMap, EnclaveVma, too_many_runs
 from softsgx.run.node_stat import NodeStat
 from softsgx.run.records import TABLE_SIZE
 from softsgx.run.tracee import NO_SYSCALL, Injector, Process, Refused, Tracee, failed
@@ -89,7 +89,7 @@ class DeviceCalls:
         self._observer.ioctl(tracee, request, result, error, started)
         if isinstance(file, EnclaveFile) and len(file.encl.page_array) != pages:
             self._observer.pages_added += len(file.encl.page_array) - pages
-            self._narrow(tracee, file, argument)
+            self._settle_added(tracee, file, argument)
         if result == -errno.EINTR:
             self._restart(tracee)
         else:
@@ -106,27 +106,25 @@ class DeviceCalls:
         tracee.store_regs()
         ptrace.cont(tracee.tid)
 
-    @staticmethod
-    def _narrow(tracee: Tracee, file: EnclaveFile, argument: int) -> None:
+    def _settle_added(self, tracee: Tracee, file: EnclaveFile, argument: int) -> None:
         # A mapping from before ADD_PAGES may allow more than the pages do (sgx_encl_load_page_in_vma
-        # then refuses the page): take those parts away. Nothing to do for who maps afterwards.
-        enclaves = tracee.mm.enclaves
+        # then refuses the page): those parts are taken away. Where no userfaultfd watches, what was
+        # added is given. Nothing to do for who maps afterwards; others see it at their first touch.
         arguments = tracee.mm.read(argument, EnclaveAddPages.SIZE)
-        if enclaves is None or len(arguments) < EnclaveAddPages.SIZE:
+        if len(arguments) < EnclaveAddPages.SIZE:
             return
         added = EnclaveAddPages.decode(arguments)
         start = file.encl.base + added.offset
-        parts = [
-            part
-            for vma in enclaves.overlapping(start, start + added.count)
-            if vma.file is file and not vma.narrowed
-            for part in file.encl.unmappable(vma.start, vma.end, vma.prot)
-        ]
-        if parts:
+        self._settle(tracee, start, start + added.count)
+
+    @staticmethod
+    def _settle(tracee: Tracee, start: int, end: int) -> None:
+        """Put in force what is due; the thread's call can still be carried out or skipped."""
+        enclaves = tracee.mm.enclaves
+        if enclaves is not None and enclaves.unsettled(start, end) is not None:
             with tracee.injecting() as injector:
-                for start, end in parts:
-                    injector.call(n.SYS_MPROTECT, start, end - start, 0)
-                    enclaves.set_narrowed(start, end)
+                if enclaves.settle(injector, start, end):
+                    raise Refused(too_many_runs(tracee))
 
     def _task(self, tracee: Tracee, file: "DeviceFile") -> Task:
         if isinstance(file, EnclaveFile):
@@ -153,19 +151,25 @@ class DeviceCalls:
             self._observer.refused(tracee, "mmap", refused)
             tracee.finish_call(-refused.errno)
             return file
-        if vma is not None:
-            self._adopt(tracee, vma)
-        tracee.finish_call(regs.rax)
+        if vma is None:
+            tracee.finish_call(regs.rax)
+            return file
+        result = regs.rax
+        error = self._adopt(tracee, vma)
+        tracee.finish_call(-error if error else result)
         return file
 
     def _map_enclave(self, tracee: Tracee, file: "DeviceFile") -> EnclaveVma | None:
         regs = tracee.regs
-        given = regs.rdi, regs.r10, regs.r9
+        given = regs.rdi, regs.rdx, regs.r10, regs.r9
         address, length, prot, flags = regs.rdi, regs.rsi, regs.rdx & 7, regs.r10
         task = self._task(tracee, file)
         file.check_mmap(address, length, prot, flags, task)
         if not isinstance(file, EnclaveFile):
             raise DriverError(errno.ENODEV, "only an enclave can be mapped")
+        may_write = self._open_for_writing(tracee)
+        if prot & n.PROT_WRITE and not may_write:
+            raise DriverError(errno.EACCES, "the descriptor is open for reading only")
         fixed = flags & (n.MAP_FIXED | n.MAP_FIXED_NOREPLACE)
         if not fixed:
             with tracee.injecting() as injector:
@@ -188,28 +192,45 @@ class DeviceCalls:
                 with tracee.injecting() as injector:
                     injector.call(n.SYS_MUNMAP, address, length)
                 raise
-        # The file offset is the linear address.
-        regs.rdi, regs.r10, regs.r9 = address, flags, address
+        # The file offset is the linear address. It is out of reach until its holes are looked after.
+        regs.rdi, regs.rdx, regs.r10, regs.r9 = address, 0, flags, address
         result = tracee.run_to_exit()
         # A system call changes no register but the result's, RCX and R11.
-        regs.rdi, regs.r10, regs.r9 = given
+        regs.rdi, regs.rdx, regs.r10, regs.r9 = given
         if failed(result):
             return None
-        return EnclaveVma(result, result + _round_up(length), prot, file)
+        vma = EnclaveVma(result, result + _round_up(length), prot, file)
+        vma.may_write = may_write
+        return vma
 
-    def _adopt(self, tracee: Tracee, vma: EnclaveVma) -> None:
+    @staticmethod
+    def _open_for_writing(tracee: Tracee) -> bool:
+        with tracee.injecting() as injector:
+            flags = injector.call(n.SYS_FCNTL, tracee.regs.r8, n.F_GETFL)
+        return failed(flags) != 0 or flags & os.O_ACCMODE == os.O_RDWR
+
+    def _adopt(self, tracee: Tracee, vma: EnclaveVma) -> int:
+        """Enter a new mapping; an errno where it cannot have its protection, and is gone again."""
         mm = tracee.mm
         if mm.enclaves is None:
             mm.enclaves = EnclaveMap()
-        mm.enclaves.add(vma)
+        enclaves = mm.enclaves
+        enclaves.add(vma)
         with tracee.injecting() as injector:
             if not tracee.process.filtered or self._unfiltered(tracee):
                 # The descriptor came from another process, or another thread.
                 self._install_second_filter(tracee, injector)
             if not mm.records:
                 self._map_records(tracee, injector)
-            self._watch(tracee, injector, mm.enclaves)
+            self._watch(tracee, injector, enclaves)
             injector.call(n.SYS_MADVISE, vma.start, vma.end - vma.start, n.MADV_DONTDUMP)
+            error = enclaves.settle(injector, vma.start, vma.end)
+            if error:
+                injector.call(n.SYS_MUNMAP, vma.start, vma.end - vma.start)
+                enclaves.remove(vma.start, vma.end)
+        if error == errno.ENOMEM:
+            self._observer.warn(too_many_runs(tracee))
+        return error
 
     def watch_mappings(self, tracee: Tracee) -> None:
         """Put the second filter in place; the thread stands where its open of a node returns."""
@@ -244,41 +265,47 @@ class DeviceCalls:
             f"{os.strerror(failed(result)) if failed(result) else f'thread {result}'}"
         )
 
-    def make_userfaultfd(self, tracee: Tracee, injector: Injector) -> int:
-        """Make a userfaultfd of the thread's address space, which lives as long as that."""
+    def watch_child(self, tracee: Tracee, injector: Injector) -> None:
+        """Look after the holes that a forked child has inherited, before it runs."""
+        enclaves = tracee.mm.enclaves
+        if enclaves is not None:
+            self._watch(tracee, injector, enclaves)
+            if enclaves.settle(injector, 0, _TOP):
+                raise Refused(too_many_runs(tracee))
+
+    def _watch(self, tracee: Tracee, injector: Injector, enclaves: EnclaveMap) -> None:
+        if not enclaves.watched and not enclaves.refused:
+            self._start_watching(tracee, injector, enclaves)
+
+    def _start_watching(self, tracee: Tracee, injector: Injector, enclaves: EnclaveMap) -> None:
         uffd = self._take_userfaultfd(tracee, injector)
-        self._keeper.keep(uffd, tracee.process.pid)
-        return uffd
+        if uffd < 0:
+            enclaves.refused = not enclaves.watched
+        elif enclaves.watched:
+            # Another thread has mapped an enclave meanwhile: a range has one userfaultfd.
+            os.close(uffd)
+        else:
+            try:
+                enclaves.watch(uffd)
+            except OSError:
+                # A kernel whose userfaultfd knows no SIGBUS or no shared memory.
+                os.close(uffd)
+                enclaves.refused = True
+            else:
+                self._keeper.keep(uffd, tracee.process.pid)
 
     @staticmethod
     def _take_userfaultfd(tracee: Tracee, injector: Injector) -> int:
-        flags = n.O_CLOEXEC | _O_NONBLOCK | USER_MODE_ONLY
-        fd = injector.call(n.SYS_USERFAULTFD, flags)
+        """Make a userfaultfd of the thread's address space, which lives as long as that; -1 if refused."""
+        fd = injector.call(n.SYS_USERFAULTFD, n.O_CLOEXEC | _O_NONBLOCK | USER_MODE_ONLY)
         if failed(fd):
-            raise Refused(
-                f"userfaultfd is refused to process {tracee.process.pid} "
-                f"({os.strerror(failed(fd))}): `softsgx info` tells the fix"
-            )
+            return -1
         try:
             return descriptors.take(tracee, injector, fd)
-        except OSError as error:
-            raise Refused(
-                f"process {tracee.process.pid} cannot hand over a descriptor ({error.strerror}): "
-                "does its own seccomp filter forbid openat or sendmsg, or is it out of descriptors?"
-            ) from error
+        except OSError:
+            return -1
         finally:
             injector.call(n.SYS_CLOSE, fd)
-
-    def _watch(self, tracee: Tracee, injector: Injector, enclaves: EnclaveMap) -> None:
-        uffd = -1 if enclaves.watched else self._take_userfaultfd(tracee, injector)
-        if uffd < 0:
-            return
-        if enclaves.watched:
-            # Another thread has mapped an enclave meanwhile: a range has one userfaultfd.
-            os.close(uffd)
-            return
-        enclaves.watch(uffd)
-        self._keeper.keep(uffd, tracee.process.pid)
 
     def _map_records(self, tracee: Tracee, injector: Injector) -> None:
         prot = n.PROT_READ | n.PROT_WRITE
@@ -358,15 +385,54 @@ class DeviceCalls:
             return
         try:
             for part in parts:
-                task = self._task(tracee, part.file)
-                part.file.check_mprotect(part.start, part.end, prot, task)
+                self._check_mprotect(tracee, part, prot)
         except DriverError as refused:
             self._observer.refused(tracee, "mprotect", refused)
             tracee.finish_call(-refused.errno)
             return
-        if not failed(tracee.run_to_exit()):
-            enclaves.protect(start, end, prot)
-        ptrace.cont(tracee.tid)
+        for part in parts:
+            part.prot = prot
+        if all(due == prot for part in parts for _, _, due in enclaves.due(part)):
+            if not failed(tracee.run_to_exit()):
+                enclaves.protect(start, end, prot, prot)
+                # What another thread has added meanwhile may allow less.
+                self._settle(tracee, start, end)
+            ptrace.cont(tracee.tid)
+        else:
+            tracee.finish_call(-self._mprotect_by_runs(tracee, enclaves, parts))
+
+    def _check_mprotect(self, tracee: Tracee, part: EnclaveVma, prot: int) -> None:
+        if prot & n.PROT_WRITE and not part.may_write:
+            raise DriverError(
+                errno.EACCES, "the descriptor that was mapped is open for reading only"
+            )
+        part.file.check_mprotect(part.start, part.end, prot, self._task(tracee, part.file))
+
+    def _mprotect_by_runs(
+        self, tracee: Tracee, enclaves: EnclaveMap, parts: list[EnclaveVma]
+    ) -> int:
+        """Carry out an mprotect that must leave holes out of reach; gives an errno, or 0."""
+        regs = tracee.regs
+        at, end, asked = regs.rdi, regs.rdi + _round_up(regs.rsi), regs.rdx
+        runs: list[tuple[int, int, int | None]] = []
+        for part in parts:
+            runs += [(at, part.start, None), *enclaves.due(part)]
+            at = part.end
+        runs.append((at, end, None))
+        with tracee.injecting() as injector:
+            # In the kernel's order: what lies before a failure is changed.
+            for low, high, due in runs:
+                if low == high:
+                    continue
+                prot = asked if due is None else asked & ~7 | due
+                result = injector.call(regs.orig_rax, low, high - low, prot, regs.r10)
+                if failed(result):
+                    if due is not None and failed(result) == errno.ENOMEM:
+                        self._observer.warn(too_many_runs(tracee))
+                    return failed(result)
+                if due is not None:
+                    enclaves.protect(low, high, asked & 7, due)
+        return 0
 
     def mremap(self, tracee: Tracee) -> None:
         """Carry out an mremap; an enclave mapping (VM_DONTEXPAND) neither grows nor moves."""

@@ -1,22 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mappings of enclaves in one address space, and the userfaultfd that watches their holes.
+"""The mappings of enclaves in one address space, and what makes the touch of a hole a fault.
 
-Owns the list of enclave VMAs of an Mm and its userfaultfd. A mapping is registered before the
-call that made it returns, and in a forked child before it runs: an unregistered mapping that
-touches a hole would make a silent zero page. Holes answer with SIGBUS (UFFD_FEATURE_SIGBUS),
-which reaches the supervisor as a stop of the faulting thread with all its registers.
+Owns the list of enclave VMAs of an Mm and its userfaultfd. A mapping begins as PROT_NONE, and
+`settle` gives it its protection: a mapping that allows the touch of a hole makes a silent zero
+page. Where the userfaultfd watches, holes answer with SIGBUS (UFFD_FEATURE_SIGBUS), and only pages
+that allow less than the mapping stay PROT_NONE. Where there is none, all that must fault stays
+so: an mprotect for each run of pages, and a SIGSEGV that the supervisor tells from the program's.
 
 Source: ioctl_userfaultfd(2), include/uapi/linux/userfaultfd.h.
 """
 
+import contextlib
 import fcntl
 import os
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+
+from softsgx.run import numbers as n
+from softsgx.run.tracee import failed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from softsgx.driver.driver import EnclaveFile
+    from softsgx.run.tracee import Injector, Tracee
 
 USER_MODE_ONLY = 1
 _UFFDIO_API = 0xC018AA3F
@@ -24,29 +32,56 @@ _UFFDIO_REGISTER = 0xC020AA00
 _UFFD_API = 0xAA
 _FEATURE_SIGBUS = 1 << 7
 _MODE_MISSING = 1
+_TOP = 1 << 64
+
+
+def too_many_runs(tracee: "Tracee") -> str:
+    """Say why an mprotect of enclave memory has failed."""
+    return (
+        f"process {tracee.process.pid} has more runs of enclave pages than it may have mappings: "
+        "allow userfaultfd, which needs none, or raise vm.max_map_count"
+    )
 
 
 class EnclaveVma:
-    """One mapping of an enclave: [start, end), the protection asked for, the open file."""
+    """One mapping of an enclave: [start, end), the protection asked for, the open file.
 
-    __slots__ = ("dontfork", "end", "file", "narrowed", "prot", "start")
+    `in_force` is the protection that the kernel knows of; `may_write` is its VM_MAYWRITE.
+    """
+
+    __slots__ = ("dontfork", "end", "file", "in_force", "may_write", "prot", "start", "watched")
 
     def __init__(self, start: int, end: int, prot: int, file: "EnclaveFile") -> None:
         self.start = start
         self.end = end
         self.prot = prot
         self.file = file
+        self.in_force = 0
+        self.may_write = True
+        self.watched = False  # by the userfaultfd
         self.dontfork = False
-        # It allows more than its pages do, so its pages have been taken out of reach.
-        self.narrowed = False
 
     def part(self, start: int, end: int) -> "EnclaveVma":
         """Give the piece of this mapping within [start, end)."""
         low, high = max(self.start, start), min(self.end, end)
         piece = EnclaveVma(low, high, self.prot, self.file)
+        piece.in_force = self.in_force
+        piece.may_write = self.may_write
+        piece.watched = self.watched
         piece.dontfork = self.dontfork
-        piece.narrowed = self.narrowed
         return piece
+
+    def goes_on_in(self, other: "EnclaveVma") -> bool:
+        """Tell whether `other` begins where this one ends and differs in nothing else."""
+        return (
+            self.end == other.start
+            and self.file is other.file
+            and self.prot == other.prot
+            and self.in_force == other.in_force
+            and self.may_write == other.may_write
+            and self.watched == other.watched
+            and self.dontfork == other.dontfork
+        )
 
 
 class EnclaveMap:
@@ -56,6 +91,7 @@ class EnclaveMap:
         self._vmas: list[EnclaveVma] = []
         self._starts: list[int] = []
         self._uffd = -1
+        self.refused = False  # a userfaultfd cannot be had
 
     def __len__(self) -> int:
         return len(self._vmas)
@@ -72,6 +108,13 @@ class EnclaveMap:
         for vma in self._vmas:
             self._register(vma)
 
+    def _register(self, vma: EnclaveVma) -> None:
+        argument = struct.pack("<QQQQ", vma.start, vma.end - vma.start, _MODE_MISSING, 0)
+        # userfaultfd_register refuses a mapping without VM_MAYWRITE.
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self._uffd, _UFFDIO_REGISTER, argument)
+            vma.watched = True
+
     def close(self) -> None:
         """Forget everything: the address space is gone."""
         self._vmas.clear()
@@ -79,10 +122,6 @@ class EnclaveMap:
         if self._uffd >= 0:
             os.close(self._uffd)
             self._uffd = -1
-
-    def _register(self, vma: EnclaveVma) -> None:
-        argument = struct.pack("<QQQQ", vma.start, vma.end - vma.start, _MODE_MISSING, 0)
-        fcntl.ioctl(self._uffd, _UFFDIO_REGISTER, argument)
 
     def find(self, address: int) -> EnclaveVma | None:
         """Give the mapping that holds `address`."""
@@ -94,31 +133,24 @@ class EnclaveMap:
 
     def overlapping(self, start: int, end: int) -> list[EnclaveVma]:
         """Give the pieces of mappings that lie in [start, end)."""
-        return [v.part(start, end) for v in self._vmas if v.start < end and start < v.end]
+        return [vma.part(start, end) for vma in self._vmas[self._span(start, end)]]
 
     def add(self, vma: EnclaveVma) -> None:
         """Enter a new mapping over whatever was there, and watch it."""
-        self._replace(vma.start, vma.end, [vma])
         if self._uffd >= 0:
             self._register(vma)
+        self._replace(vma.start, vma.end, [vma])
 
     def remove(self, start: int, end: int) -> None:
         """Forget what lay in [start, end)."""
         self._replace(start, end, [])
 
-    def protect(self, start: int, end: int, prot: int) -> None:
-        """Record a changed protection."""
+    def protect(self, start: int, end: int, prot: int, in_force: int) -> None:
+        """Record a changed protection, and the one that is in force."""
         pieces = self.overlapping(start, end)
         for piece in pieces:
             piece.prot = prot
-            piece.narrowed = False
-        self._replace(start, end, pieces)
-
-    def set_narrowed(self, start: int, end: int) -> None:
-        """Record that the pages of a range have been taken out of reach."""
-        pieces = self.overlapping(start, end)
-        for piece in pieces:
-            piece.narrowed = True
+            piece.in_force = in_force
         self._replace(start, end, pieces)
 
     def set_dontfork(self, start: int, end: int) -> None:
@@ -131,9 +163,12 @@ class EnclaveMap:
     def fork(self) -> "EnclaveMap":
         """Give the child's map, not watched yet."""
         child = EnclaveMap()
+        child.refused = self.refused
         for vma in self._vmas:
             if not vma.dontfork:
-                child.add(vma.part(vma.start, vma.end))
+                copy = vma.part(vma.start, vma.end)
+                copy.watched = False
+                child.add(copy)
         return child
 
     def translate(self, address: int) -> int | None:
@@ -143,15 +178,84 @@ class EnclaveMap:
             return None
         return vma.file.encl.translate(address)
 
+    # -- the protection in force --------------------------------------------------------------
+
+    @staticmethod
+    def due(vma: EnclaveVma) -> "Iterator[tuple[int, int, int]]":
+        """Give for each part of a mapping the protection that has to be in force: low, high, prot."""
+        if vma.watched:
+            parts = vma.file.encl.unmappable(vma.start, vma.end, vma.prot)
+            within, between = 0, vma.prot
+        else:
+            parts = vma.file.encl.touchable(vma.start, vma.end, vma.prot)
+            within, between = vma.prot, 0
+        at = vma.start
+        for low, high in parts:
+            if at < low:
+                yield at, low, between
+            yield low, high, within
+            at = high
+        if at < vma.end:
+            yield at, vma.end, between
+
+    def unsettled(self, start: int, end: int) -> tuple[int, int, int] | None:
+        """Give the first run in [start, end) for which another protection is due: low, high, prot."""
+        run: tuple[int, int, int] | None = None
+        span = self._span(start, end)
+        for at in range(span.start, span.stop):
+            vma = self._vmas[at].part(start, end)
+            for low, high, prot in self.due(vma):
+                wrong = prot != vma.in_force
+                if run is not None and wrong and (run[1], run[2]) == (low, prot):
+                    run = run[0], high, prot
+                elif run is not None:
+                    return run
+                elif wrong:
+                    run = low, high, prot
+        return run
+
+    def settle(self, injector: "Injector", start: int, end: int) -> int:
+        """Put in force in [start, end) what is due; gives the errno of an mprotect that failed.
+
+        Each run is looked for anew: meanwhile another thread may have changed the mappings.
+        """
+        while (run := self.unsettled(start, end)) is not None:
+            low, high, prot = run
+            result = injector.call(n.SYS_MPROTECT, low, high - low, prot)
+            if not failed(result):
+                self._set_in_force(low, high, prot)
+            elif self.unsettled(low, high) == run:
+                return failed(result)
+            start = low
+        return 0
+
+    def _set_in_force(self, start: int, end: int, prot: int) -> None:
+        pieces = self.overlapping(start, end)
+        for piece in pieces:
+            piece.in_force = prot
+        self._replace(start, end, pieces)
+
+    # -- the list -----------------------------------------------------------------------------
+
+    def _span(self, start: int, end: int) -> slice:
+        first = max(bisect_right(self._starts, start) - 1, 0)
+        if first < len(self._vmas) and self._vmas[first].end <= start:
+            first += 1
+        return slice(first, max(bisect_left(self._starts, end), first))
+
     def _replace(self, start: int, end: int, pieces: list[EnclaveVma]) -> None:
-        top = 1 << 64
-        kept = []
-        for vma in self._vmas:
-            if vma.end <= start or end <= vma.start:
-                kept.append(vma)
-                continue
-            kept.extend(
-                rest for rest in (vma.part(0, start), vma.part(end, top)) if rest.start < rest.end
-            )
-        self._vmas = sorted(kept + pieces, key=lambda vma: vma.start)
-        self._starts = [vma.start for vma in self._vmas]
+        span = self._span(start, end)
+        first, last = span.start, span.stop
+        if first < last:
+            left, right = self._vmas[first].part(0, start), self._vmas[last - 1].part(end, _TOP)
+            pieces = [vma for vma in (left, *pieces, right) if vma.start < vma.end]
+        # With the neighbours, as the kernel joins VMAs.
+        first, before = max(first - 1, 0), self._vmas[max(first - 1, 0) : first]
+        joined: list[EnclaveVma] = []
+        for vma in (*before, *pieces, *self._vmas[last : last + 1]):
+            if joined and joined[-1].goes_on_in(vma):
+                joined[-1].end = vma.end
+            else:
+                joined.append(vma.part(vma.start, vma.end))
+        self._vmas[first : last + 1] = joined
+        self._starts[first : last + 1] = [vma.start for vma in joined]

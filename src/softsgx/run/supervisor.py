@@ -443,7 +443,7 @@ class Supervisor:
         new.checked_mask = tracee.checked_mask
         new.awaited_by = tracee if vfork else None
         new.must_open = process.mm.reachable and not child.mm.reachable
-        new.must_watch = enclaves is not None and len(enclaves) > 0
+        new.must_watch = enclaves is not None and len(enclaves) > 0 and not enclaves.refused
         ptrace.cont(tracee.tid)
         status = self._early.pop(tid, None)
         if status is not None:
@@ -456,15 +456,14 @@ class Supervisor:
             tracee.must_filter = False
             self._device.watch_mappings(tracee)
             return
-        enclaves = tracee.mm.enclaves
         if tracee.must_open or tracee.must_watch:
             # A forked child: its mappings must be watched before it runs.
             tracee.load_regs()
             with tracee.injecting() as injector:
                 if tracee.must_open:
                     tracee.mm.open_within(injector)
-                if tracee.must_watch and enclaves is not None:
-                    enclaves.watch(self._device.make_userfaultfd(tracee, injector))
+                if tracee.must_watch:
+                    self._device.watch_child(tracee, injector)
             tracee.must_open = tracee.must_watch = False
             tracee.finish_call(0)
             return

@@ -281,6 +281,7 @@ class Tracee:
         self.borrowing = False  # the thread carries out a call for us
         self.lent = -1  # the supervisor's descriptor that a call of ours asks for
         self.replaced = False  # and an exec came in between, whose stop is still to be handled
+        self.retried = (0, 0)  # the instruction and address of the last fault that was passed over
         self.borrowed = False  # an injected call has ended the signal-delivery stop
         self.ended = False
         self.status = 0

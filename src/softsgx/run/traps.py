@@ -10,11 +10,8 @@ are put back here, so that the program never notices.
 import struct
 
 from softsgx.arch.exceptions import (
-    PFEC_I,
     PFEC_P,
     PFEC_SGX,
-    PFEC_U,
-    PFEC_W,
     VECTOR_AC,
     VECTOR_BP,
     VECTOR_DB,
@@ -31,7 +28,7 @@ from softsgx.cpu.registers import RFLAGS_TF
 from softsgx.cpu.transition import Event, aex, enclu
 from softsgx.errors import Fault
 from softsgx.run import numbers as n
-from softsgx.run import ptrace
+from softsgx.run import page_faults, ptrace
 from softsgx.run.gp_instructions import CPUID, LONGEST, cpuid_length, illegal_inside
 from softsgx.run.tracee import Tracee, handler_of
 
@@ -51,7 +48,6 @@ _SIG_IGN = 1
 _SI_KERNEL = 0x80
 _ILL_ILLOPN = 2
 _SEGV_MAPERR = 1
-_SEGV_ACCERR = 2
 _BUS_ADRALN = 1
 _FPE_INTDIV = 1
 _DEBUG_TRAPS = (2, 4)  # TRAP_TRACE, TRAP_HWBKPT
@@ -159,7 +155,8 @@ class Traps:
                 self._unforce(tracee, signal)
                 self._resume(tracee)
                 return
-            self._pass_on(tracee, signal)
+            if signal != n.SIGSEGV or not self._on_enclave_memory(tracee, code, address):
+                self._pass_on(tracee, signal)
             return
         if signal == n.SIGTRAP and code in _DEBUG_TRAPS:
             # Without DBGOPTIN nothing steps or breaks inside, and POPF cannot set TF.
@@ -168,6 +165,9 @@ class Traps:
             return
         if handler_of(tracee.process.actions.get(signal)) == _SIG_IGN:
             tracee.fault_reset |= _bit(signal)
+        if signal == n.SIGSEGV and page_faults.passed_over(tracee, code, address):
+            self._resume(tracee)
+            return
         event, signal, info = self._classify(tracee, signal, code, address)
         at_vdso = self._exit_asynchronously(tracee, event) == tracee.mm.aep and tracee.mm.aep
         if at_vdso and event.vector not in (VECTOR_DB, VECTOR_BP):
@@ -175,6 +175,18 @@ class Traps:
             self._resume(tracee)
         else:
             self._deliver(tracee, signal, info)
+
+    def _on_enclave_memory(self, tracee: Tracee, code: int, address: int) -> bool:
+        """Handle a SIGSEGV outside that is not what the kernel's driver would make of it; tell whether."""
+        if page_faults.passed_over(tracee, code, address):
+            self._unforce(tracee, n.SIGSEGV)
+            self._resume(tracee)
+            return True
+        if not page_faults.out_of_reach(tracee, code, address):
+            return False
+        self._unforce(tracee, n.SIGSEGV)
+        self._deliver(tracee, n.SIGBUS, _siginfo(n.SIGBUS, page_faults.BUS_ADRERR, address))
+        return True
 
     @staticmethod
     def _pass_on(tracee: Tracee, signal: int) -> None:
@@ -276,7 +288,7 @@ class Traps:
         match fault.vector:
             case 14:
                 present = fault.error_code & (PFEC_P | PFEC_SGX)
-                code = _SEGV_ACCERR if present else _SEGV_MAPERR
+                code = page_faults.SEGV_ACCERR if present else _SEGV_MAPERR
                 address = (fault.address or 0) & _PAGE_MASK
                 return n.SIGSEGV, _siginfo(n.SIGSEGV, code, address)
             case 6:
@@ -344,7 +356,7 @@ class Traps:
                 return Event(VECTOR_UD, 0, 0), *illegal
             return Event(VECTOR_GP, 0, 0), n.SIGSEGV, _siginfo(n.SIGSEGV, _SI_KERNEL, 0)
         if signal == n.SIGSEGV or (signal == n.SIGBUS and code != _BUS_ADRALN):
-            told, told_code, error_code = self._page_fault(tracee, signal, code, address)
+            told, told_code, error_code = page_faults.inside(tracee, signal, code, address)
             event = Event(VECTOR_PF, error_code, address)
             return event, told, _siginfo(told, told_code, page)
         if signal == n.SIGBUS:
@@ -359,57 +371,6 @@ class Traps:
             # Without DBGOPTIN an INT3 inside is #UD, and a fault: RIP at the instruction.
             regs.rip -= 1
         return Event(VECTOR_UD, 0, 0), *illegal
-
-    def _page_fault(
-        self, tracee: Tracee, signal: int, code: int, address: int
-    ) -> tuple[int, int, int]:
-        """Give signal, si_code and page-fault error code of a #PF that was taken inside.
-
-        ptrace shows no error code: W and I come from the instruction, P and SGX from VMA and
-        EPCM.
-        """
-        regs = tracee.regs
-        fetch = address == regs.rip
-        error_code = PFEC_U
-        if fetch:
-            error_code |= PFEC_I
-        elif self._writes(tracee, address):
-            error_code |= PFEC_W
-        vma = tracee.mm.enclaves.find(address) if tracee.mm.enclaves else None
-        if vma is None:
-            if code == _SEGV_ACCERR and self._mapped(tracee, address):
-                error_code |= PFEC_P
-            return signal, code, error_code
-        wanted = n.PROT_EXEC if fetch else n.PROT_WRITE if error_code & PFEC_W else n.PROT_READ
-        if not vma.prot & wanted and not (wanted == n.PROT_READ and vma.prot):
-            # The VMA forbids it. A page that was mapped shows as present.
-            if vma.prot and vma.file.encl.translate(address) is not None:
-                error_code |= PFEC_P
-            return n.SIGSEGV, _SEGV_ACCERR, error_code
-        if vma.file.encl.load_page_in_vma(address, vma.prot) is not None:
-            return n.SIGBUS, 2, error_code
-        return n.SIGSEGV, _SEGV_ACCERR, error_code | PFEC_P | PFEC_SGX
-
-    @staticmethod
-    def _mapped(tracee: Tracee, address: int) -> bool:
-        # Of memory outside any enclave: PROT_NONE leaves no page present for the processor.
-        try:
-            with open(f"/proc/{tracee.tid}/maps", "rb") as maps:
-                for line in maps:
-                    span, permissions, *_ = line.split(None, 2)
-                    low, _, high = span.partition(b"-")
-                    if int(low, 16) <= address < int(high, 16):
-                        return not permissions.startswith(b"---")
-        except OSError:
-            return True
-        return False
-
-    @staticmethod
-    def _writes(tracee: Tracee, address: int) -> bool:
-        # Heavy, and needed once the first enclave faults: so it is imported here.
-        from softsgx.run.access import writes_to  # noqa: PLC0415
-
-        return writes_to(tracee, address)
 
     # -- signals ----------------------------------------------------------------------------
 

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Page faults at enclave memory: which of them are the program's, and what they are told as.
+
+Owns nothing. VMA and EPCM decide, never what the host's kernel has told: there a page that must
+fault is a hole, or PROT_NONE, and one that is PROT_NONE may be there by now.
+
+Sources: SDM volume 3, 36.3 and 38.5; arch/x86/mm/fault.c; arch/x86/kernel/cpu/sgx/encl.c.
+"""
+
+from softsgx.arch.exceptions import PFEC_I, PFEC_P, PFEC_SGX, PFEC_U, PFEC_W
+from softsgx.run import numbers as n
+from softsgx.run.elrange_map import too_many_runs
+from softsgx.run.tracee import Refused, Tracee
+
+SEGV_ACCERR = 2
+BUS_ADRERR = 2
+_TOLD = {n.PROT_WRITE: PFEC_W, n.PROT_EXEC: PFEC_I}
+
+
+def passed_over(tracee: Tracee, code: int, address: int) -> bool:
+    """Tell whether a SIGSEGV is nobody's: the page can be touched now, and the thread may go on.
+
+    It has been added since the mapping got its protection, by another process perhaps, or
+    another thread has stopped at it as well.
+    """
+    enclaves = tracee.mm.enclaves
+    vma = enclaves.find(address) if enclaves is not None else None
+    if enclaves is None or vma is None or code != SEGV_ACCERR:
+        return False
+    page = address & -n.PAGE_SIZE
+    run = enclaves.unsettled(page, page + n.PAGE_SIZE)
+    if run is not None and run[2]:
+        with tracee.injecting() as injector:
+            if enclaves.settle(injector, vma.start, vma.end):
+                raise Refused(too_many_runs(tracee))
+        return True
+    # Once only: what an instruction wants is not always found by decoding it.
+    if not _allows(vma.in_force, _access(tracee, address)):
+        return False
+    again = tracee.regs.rip, address
+    before, tracee.retried = tracee.retried, again
+    return before != again
+
+
+def out_of_reach(tracee: Tracee, code: int, address: int) -> bool:
+    """Tell whether a SIGSEGV outside is for a page that the kernel's driver could not map: SIGBUS."""
+    vma = tracee.mm.enclaves.find(address) if tracee.mm.enclaves else None
+    if vma is None or code != SEGV_ACCERR:
+        return False
+    return _allows(vma.prot, _access(tracee, address))
+
+
+def inside(tracee: Tracee, signal: int, code: int, address: int) -> tuple[int, int, int]:
+    """Give signal, si_code and page-fault error code of a #PF that was taken inside.
+
+    ptrace shows no error code: W and I come from the instruction, P and SGX from VMA and EPCM.
+    """
+    access = _access(tracee, address)
+    error_code = PFEC_U | _TOLD.get(access, 0)
+    vma = tracee.mm.enclaves.find(address) if tracee.mm.enclaves else None
+    if vma is None:
+        if code == SEGV_ACCERR and _mapped(tracee, address):
+            error_code |= PFEC_P
+        return signal, code, error_code
+    if not _allows(vma.prot, access):
+        # The VMA forbids it. A page that was mapped shows as present.
+        if vma.prot and vma.file.encl.translate(address) is not None:
+            error_code |= PFEC_P
+        return n.SIGSEGV, SEGV_ACCERR, error_code
+    if vma.file.encl.load_page_in_vma(address, vma.prot) is not None:
+        return n.SIGBUS, BUS_ADRERR, error_code
+    return n.SIGSEGV, SEGV_ACCERR, error_code | PFEC_P | PFEC_SGX
+
+
+def _access(tracee: Tracee, address: int) -> int:
+    """Tell what the instruction at RIP wanted of an address: one of PROT_*."""
+    if address == tracee.regs.rip:
+        return n.PROT_EXEC
+    # Heavy, and needed once the first enclave faults: so it is imported here.
+    from softsgx.run.access import writes_to  # noqa: PLC0415
+
+    return n.PROT_WRITE if writes_to(tracee, address) else n.PROT_READ
+
+
+def _allows(prot: int, access: int) -> bool:
+    # What can be written or executed can be read.
+    return bool(prot & access or (prot and access == n.PROT_READ))
+
+
+def _mapped(tracee: Tracee, address: int) -> bool:
+    # Of memory outside any enclave: PROT_NONE leaves no page present for the processor.
+    try:
+        with open(f"/proc/{tracee.tid}/maps", "rb") as maps:
+            for line in maps:
+                span, permissions, *_ = line.split(None, 2)
+                low, _, high = span.partition(b"-")
+                if int(low, 16) <= address < int(high, 16):
+                    return not permissions.startswith(b"---")
+    except OSError:
+        return True
+    return False
