@@ -20,8 +20,8 @@ from softsgx.cpu.memory import HeldMemory
 from softsgx.cpu.model import Model
 from softsgx.cpu.processor import Processor
 from softsgx.driver import vma
-from softsgx.driver.driver import NODES
 from softsgx.driver.local import LocalEnclave
+from softsgx.driver.nodes import NODES
 from softsgx.driver.platform import Platform
 from softsgx.driver.state import State
 from softsgx.errors import DriverError, Fault

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from softsgx.arch.attributes import ATTRIBUTE_AEXNOTIFY, ATTRIBUTE_CET, ATTRIBUTE_INIT
 from softsgx.cpu.model import Model
+from softsgx.errors import SoftsgxError
 
 NATIVE = (0x0D, 0x11, 0x22, 0x33)
 ZERO = (0, 0, 0, 0)
@@ -92,5 +93,5 @@ def test_the_xsave_area_ends_with_its_last_component() -> None:
 
 def test_an_epc_is_whole_pages() -> None:
     for size in (0, -4096, 4095, 4097):
-        with pytest.raises(ValueError, match="multiple of 4096"):
+        with pytest.raises(SoftsgxError, match="multiple of 4096"):
             Model(size)

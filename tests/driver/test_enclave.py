@@ -18,7 +18,7 @@ from softsgx.cpu.model import Model
 from softsgx.cpu.processor import LogicalProcessor
 from softsgx.cpu.registers import Registers
 from softsgx.cpu.transition import eenter
-from softsgx.driver.driver import ENCLAVE, LINKS, NODES, PROVISION
+from softsgx.driver.nodes import ENCLAVE, LINKS, NODES, PROVISION
 from softsgx.driver.platform import Platform
 from softsgx.driver.state import State
 from softsgx.driver.task import LocalTask, Task

@@ -98,19 +98,20 @@ def stop(
         cpuid_faults=faults,
         reachable=True,
         path_load=0,
+        enclaves=None,
         read=lambda at, length: code[at - RIP :][:length],
     )
     tracee: Any = SimpleNamespace(
         regs=regs, load_regs=lambda: regs, mm=mm, inside=False, trapped=False
     )
     taken: list[str] = []
-    monkeypatch.setattr(Traps, "_unforce", lambda *_: None)
-    monkeypatch.setattr(Traps, "_resume", lambda *_: taken.append("answered"))
-    monkeypatch.setattr(Traps, "_pass_on", staticmethod(lambda *_: taken.append("passed on")))
+    monkeypatch.setattr("softsgx.run.traps.unforce", lambda *_: None)
+    monkeypatch.setattr("softsgx.run.traps.resume", lambda *_: taken.append("answered"))
+    monkeypatch.setattr("softsgx.run.traps.pass_on", lambda *_: taken.append("passed on"))
     vdso: Any = SimpleNamespace(native_cpuid=lambda *_: (0, 0, 0, 0))
     model: Any = SimpleNamespace(cpuid=lambda *_: MODEL)
     observer: Any = SimpleNamespace(cpuid=lambda *_: None)
-    traps = Traps(None, model, vdso, observer, None, 3)  # type: ignore[arg-type]
+    traps = Traps(model, vdso, observer, lambda: pytest.fail("no enclave is here"))
     traps._on_fault(tracee, signal, si_code, address)
     (only,) = taken
     if only == "answered":

@@ -295,8 +295,10 @@ def test_pipelines(softsgx: "Harness") -> None:
     ended = softsgx.run("sh", "-c", script)
     assert (ended.status, ended.err) == (0, ""), ended
     lines = ended.out.split()
-    assert lines[:4] == ["3000", "2999", "0", "9"]
-    assert sorted(lines[4:]) == ["1", "late"]
+    # What runs in the background is said whenever it gets its turn, but within the wait.
+    assert lines.index("late") < lines.index("1")
+    lines.remove("late")
+    assert lines == ["3000", "2999", "0", "9", "1"]
 
 
 def test_the_run_lasts_as_long_as_the_last_descendant(softsgx: "Harness") -> None:

@@ -130,7 +130,7 @@ def _object(probes: "list[Probe]", model: "Model | None", run: bool) -> dict[str
 
 
 def _claimed(model: "Model") -> dict[str, object]:
-    from softsgx.driver.driver import NODES  # noqa: PLC0415
+    from softsgx.driver.nodes import NODES  # noqa: PLC0415
 
     return {
         "epc_bytes": model.epc_bytes,
@@ -173,7 +173,7 @@ def _lines(probes: "list[Probe]", model: "Model | None", missing: "list[Probe]")
 def _claimed_lines(model: "Model | None") -> list[str]:
     if model is None:
         return ["The platform is unknown, because this processor cannot be asked: see XCR0 above"]
-    from softsgx.driver.driver import NODES  # noqa: PLC0415
+    from softsgx.driver.nodes import NODES  # noqa: PLC0415
 
     lines = [
         "The platform of `softsgx run`: SGX1 with KSS and flexible launch control, not SGX2",

@@ -19,7 +19,7 @@ from softsgx.arch.attributes import (
     XFRM_PKRU,
     XFRM_SSE,
 )
-from softsgx.arch.structures import Exinfo, Gprsgx
+from softsgx.errors import SoftsgxError
 
 # Offset and size of the components in the standard format, as CPUID.0DH tells them on Intel's processors.
 XSAVE_SIZES = {
@@ -43,6 +43,9 @@ MAX_ENCLAVE_SIZE_64 = 0x2F
 
 # A physical address nobody uses; a section is told by CPUID but never dereferenced.
 _EPC_PHYSICAL_BASE = 0x10_0000_0000
+
+# The EPCM's column of owners holds 32-bit page numbers.
+_EPC_MAXIMUM = 1 << 44
 
 _LEAF_SGX = 0x12
 _SGX1 = 1 << 0
@@ -72,8 +75,10 @@ class Model:
         xsave_sizes: dict[int, tuple[int, int]] | None = None,
         max_leaf: int = _LEAF_SGX,
     ) -> None:
-        if epc_bytes <= 0 or epc_bytes % 4096:
-            raise ValueError(f"an EPC of {epc_bytes} bytes; a multiple of 4096 is wanted")
+        if epc_bytes < 4096 or epc_bytes % 4096 or epc_bytes >= _EPC_MAXIMUM - 4096:
+            raise SoftsgxError(
+                f"an EPC of {epc_bytes} bytes; a multiple of 4096 below {_EPC_MAXIMUM} is wanted"
+            )
         self.epc_bytes = epc_bytes
         self.max_leaf = max_leaf
         self.xsave_sizes = dict(XSAVE_SIZES if xsave_sizes is None else xsave_sizes)
@@ -109,6 +114,9 @@ class Model:
 
     def ssa_size(self, xfrm: int, miscselect: int) -> int:
         """Return the least bytes of an SSA frame."""
+        # Records cost a start as much as the interpreter, and only an enclave needs these.
+        from softsgx.arch.structures import Exinfo, Gprsgx  # noqa: PLC0415
+
         misc = Exinfo.SIZE if miscselect & MISC_EXINFO else 0
         return self.xsave_size(xfrm) + Gprsgx.SIZE + misc
 

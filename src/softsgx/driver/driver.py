@@ -15,6 +15,7 @@ from softsgx.driver.elrange import MemfdElrange
 from softsgx.driver.encl import Encl
 from softsgx.driver.epc_allocator import EpcAllocator
 from softsgx.driver.ioctl import sgx_ioctl
+from softsgx.driver.nodes import ENCLAVE, PROVISION
 from softsgx.driver.vma import (
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
@@ -29,22 +30,6 @@ from softsgx.errors import DriverError
 if TYPE_CHECKING:
     from softsgx.cpu.processor import Processor
     from softsgx.driver.task import Task
-
-ENCLAVE = "enclave"
-PROVISION = "provision"
-
-# Path to kind; every other path below /dev that has to do with SGX does not exist.
-NODES = {
-    "/dev/sgx_enclave": ENCLAVE,
-    "/dev/sgx_provision": PROVISION,
-    "/dev/sgx/enclave": ENCLAVE,
-    "/dev/sgx/provision": PROVISION,
-}
-# Those that udev makes as symbolic links, with readlink's answer.
-LINKS = {
-    "/dev/sgx/enclave": "../sgx_enclave",
-    "/dev/sgx/provision": "../sgx_provision",
-}
 
 
 class Driver:

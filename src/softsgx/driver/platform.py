@@ -17,10 +17,7 @@ from softsgx.cpu.processor import Processor
 from softsgx.driver.driver import Driver
 from softsgx.driver.local import LocalEnclave
 from softsgx.driver.state import State
-from softsgx.errors import SoftsgxError
 
-# The EPCM's column of owners holds 32-bit page numbers.
-_EPC_MAXIMUM = 1 << 44
 _XCR0_LEGACY = 0x7
 
 
@@ -40,16 +37,9 @@ class Platform:
         state: State | None = None,
         xcr0: int = _XCR0_LEGACY,
     ) -> None:
-        if model is not None:
-            epc = model.epc_bytes
-        if epc < PAGE_SIZE or epc % PAGE_SIZE or epc >= _EPC_MAXIMUM - PAGE_SIZE:
-            raise SoftsgxError(
-                f"an EPC of {epc} bytes; a multiple of {PAGE_SIZE} below {_EPC_MAXIMUM} is wanted"
-            )
+        model = Model(epc, xcr0) if model is None else model
         self.state = State() if state is None else state
-        self.processor = Processor(
-            Model(epc, xcr0) if model is None else model, self.state.identity(), epc // PAGE_SIZE
-        )
+        self.processor = Processor(model, self.state.identity(), model.epc_bytes // PAGE_SIZE)
         self.driver = Driver(self.processor)
         self._enclaves: list[LocalEnclave] = []
 

@@ -11,25 +11,18 @@ import binascii
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from struct import Struct
 
-from softsgx.arch.layout import U32, Record, at, layout, raw
-from softsgx.cpu.identity import Identity
 from softsgx.errors import SoftsgxError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from softsgx.cpu.identity import Identity
 
 _MAGIC = b"softsgx state\0\0\0"
 _VERSION = 1
-
-
-@layout(size=32)
-class _Header(Record):
-    """What precedes the identity in its file; ``crc32`` is the identity's, of ``length`` bytes."""
-
-    magic: bytes = at(0, raw(16))
-    version: int = at(16, U32)
-    length: int = at(20, U32)
-    crc32: int = at(24, U32)
+# What precedes the identity in its file: magic, version, length of the identity, its CRC-32.
+_HEADER = Struct("<16sIII4x")
 
 
 class State:
@@ -48,19 +41,30 @@ class State:
         state._throw_away = True
         return state
 
-    def identity(self) -> Identity:
+    def identity(self) -> "Identity":
         """Return the processor's identity, made and stored at first use."""
+        from softsgx.cpu.identity import Identity  # noqa: PLC0415  (`prepare` needs none of it)
+
+        return Identity.from_bytes(self.prepare())
+
+    def prepare(self) -> bytes:
+        """Find or make the identity, and return its file form: what is wrong shows here."""
         file = os.path.join(self.path, "identity")
-        with self._directory() as directory:
+        directory = self._directory()
+        try:
             data = self._read(file)
             if data is None:
                 fcntl.flock(directory, fcntl.LOCK_EX)
                 data = self._read(file)
             if data is None:
-                identity = Identity.fresh()
-                self._write(file, identity.to_bytes(), directory)
-                return identity
-        return Identity.from_bytes(_unwrap(file, data))
+                from softsgx.cpu.identity import Identity  # noqa: PLC0415  (once a state)
+
+                fresh = Identity.fresh().to_bytes()
+                self._write(file, fresh, directory)
+                return fresh
+        finally:
+            os.close(directory)
+        return _unwrap(file, data)
 
     def close(self) -> None:
         """Delete a temporary state; any other stays."""
@@ -69,8 +73,7 @@ class State:
 
             shutil.rmtree(self.path, ignore_errors=True)
 
-    @contextmanager
-    def _directory(self) -> Iterator[int]:
+    def _directory(self) -> int:
         try:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
             directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -81,9 +84,10 @@ class State:
             ) from error
         try:
             _check_owner(self.path, os.fstat(directory), stat.S_IWGRP | stat.S_IWOTH)
-            yield directory
-        finally:
+        except SoftsgxError:
             os.close(directory)
+            raise
+        return directory
 
     @staticmethod
     def _read(file: str) -> bytes | None:
@@ -98,25 +102,27 @@ class State:
 
     @staticmethod
     def _write(file: str, payload: bytes, directory: int) -> None:
-        header = _Header(
-            magic=_MAGIC,
-            version=_VERSION,
-            length=len(payload),
-            crc32=binascii.crc32(payload),
-        )
+        header = _HEADER.pack(_MAGIC, _VERSION, len(payload), binascii.crc32(payload))
         fresh = f"{file}.{os.getpid()}"
         try:
             with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
                 os.fchmod(stream.fileno(), 0o600)
-                stream.write(header.encode() + payload)
+                stream.write(header + payload)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(fresh, file)
             os.fsync(directory)
         except OSError as error:
-            with suppress(OSError):
-                os.unlink(fresh)
+            _discard(fresh)
             raise SoftsgxError(f"state file {file} cannot be written: {error.strerror}") from error
+
+
+def _discard(file: str) -> None:
+    try:
+        os.unlink(file)
+    except OSError:
+        # It was never made.
+        return
 
 
 def default_path() -> str:
@@ -144,14 +150,14 @@ def _check_owner(path: str, status: os.stat_result, unwanted: int) -> None:
 
 def _unwrap(file: str, data: bytes) -> bytes:
     problem = "it is too short"
-    if len(data) >= _Header.SIZE:
-        header = _Header.decode(data)
-        payload = data[_Header.SIZE :]
-        if header.magic != _MAGIC:
+    if len(data) >= _HEADER.size:
+        magic, version, length, crc32 = _HEADER.unpack_from(data)
+        payload = data[_HEADER.size :]
+        if magic != _MAGIC:
             problem = "it does not begin as one"
-        elif header.version != _VERSION:
-            problem = f"its version is {header.version}, this softsgx knows {_VERSION}"
-        elif header.length != len(payload) or header.crc32 != binascii.crc32(payload):
+        elif version != _VERSION:
+            problem = f"its version is {version}, this softsgx knows {_VERSION}"
+        elif length != len(payload) or crc32 != binascii.crc32(payload):
             problem = "its checksum is wrong"
         else:
             return payload

@@ -13,7 +13,7 @@ import stat
 import struct
 import time
 
-from softsgx.driver.driver import ENCLAVE, PROVISION
+from softsgx.driver.nodes import ENCLAVE, PROVISION
 
 _MISC_MAJOR = 10
 _MINORS = {ENCLAVE: 125, PROVISION: 126}

@@ -17,7 +17,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from softsgx.run.device_files import DeviceFiles
     from softsgx.run.notification import Listener, Notification
     from softsgx.run.path_sites import PathSites
     from softsgx.run.tracee import Tracee
@@ -51,13 +50,13 @@ class PathCalls:
         links: dict[str, str],
         open_node: "Callable[[Tracee, str, int], int]",
         sites: "PathSites | None",
-        files: "DeviceFiles",
+        kind_of: "Callable[[Tracee, int], str | None]",
     ) -> None:
         self._nodes = nodes
         self._links = links
         self._open_node = open_node
         self._sites = sites
-        self._files = files
+        self._kind_of = kind_of
         self._records = NodeStat()
 
     def answer(self, listener: "Listener", call: "Notification", tracee: "Tracee | None") -> None:
@@ -188,7 +187,7 @@ class PathCalls:
             return None
         if tracee.mm.read(call.args[1], 1) not in (b"\0", b"") or not tracee.process.filtered:
             return None
-        return self._files.kind_of(tracee, call.args[0] & 0xFFFFFFFF)
+        return self._kind_of(tracee, call.args[0] & 0xFFFFFFFF)
 
     def _maps(self, call: "Notification", tracee: "Tracee") -> int:
         """Give a descriptor with the caller's own maps, told as the kernel would; -1 for no such call."""

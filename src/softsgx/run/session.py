@@ -10,8 +10,6 @@ import resource
 import sys
 
 from softsgx.cpu.model import Model
-from softsgx.driver.platform import Platform
-from softsgx.driver.state import State
 from softsgx.errors import SoftsgxError
 from softsgx.run import numbers as n
 from softsgx.run import signals
@@ -25,6 +23,9 @@ from softsgx.run.vdso import VdsoImage
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import IO, NoReturn
+
+    from softsgx.driver.platform import Platform
+    from softsgx.driver.state import State
 
 
 def xsave_sizes(vdso: VdsoImage, xcr0: int) -> dict[int, tuple[int, int]]:
@@ -65,7 +66,7 @@ def run_program(
     argv: list[str],
     *,
     epc: int,
-    state: State,
+    state: "State",
     trace: "IO[str] | None" = None,
     stats: bool = False,
     kill_on_exit: bool = False,
@@ -86,19 +87,25 @@ def run_program(
     xcr0 = vdso.native_xgetbv(0)
     observer = Observer(trace)
     model = Model(epc, xcr0, xsave_sizes(vdso, xcr0), vdso.native_cpuid(0)[0])
-    with Platform(epc=epc, model=model, state=state) as platform:
-        mask = block_signals()
-        pid, listener = spawn(program, argv, Inherited(mask, ignored, files))
-        # The terminal's own signals go to the program; the supervisor ends when it does.
-        signals.ignore(signals.SIGINT, signals.SIGQUIT)
-        gc.freeze()
-        gc.enable()
-        supervisor = Supervisor(
-            platform, vdso, observer, xcr0, kill_on_exit=kill_on_exit, leave_text=leave_text
-        )
-        status = supervisor.follow(pid, listener, mask, ignored)
-        if stats:
-            sys.stderr.write(observer.report())
+    state.prepare()
+
+    def platform() -> "Platform":
+        from softsgx.driver.platform import Platform  # noqa: PLC0415  (see Supervisor)
+
+        return Platform(model=model, state=state)
+
+    mask = block_signals()
+    pid, listener = spawn(program, argv, Inherited(mask, ignored, files))
+    # The terminal's own signals go to the program; the supervisor ends when it does.
+    signals.ignore(signals.SIGINT, signals.SIGQUIT)
+    gc.freeze()
+    gc.enable()
+    supervisor = Supervisor(
+        platform, model, vdso, observer, xcr0, kill_on_exit=kill_on_exit, leave_text=leave_text
+    )
+    status = supervisor.follow(pid, listener, mask, ignored)
+    if stats:
+        sys.stderr.write(observer.report())
     return status
 
 

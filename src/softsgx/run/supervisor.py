@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The supervisor: one thread that follows the program and all its descendants.
 
-Owns the tracees, the listener, the signal descriptor and the inotify watch that tells a
-device file's last reference. One thread does it all and never blocks on a program: the life of
+Owns the tracees, the listener, and the descriptors it waits for. One thread does it all and never blocks on a program: the life of
 each traced thread is a greenlet, switched out while it waits for that thread's next stop. So there
 are no locks; what must not run twice at a time (two ioctls on one enclave) is marked busy by
 whoever does it, in the order tracee, enclave, EPC.
@@ -10,53 +9,40 @@ whoever does it, in the order tracee, enclave, EPC.
 
 import ctypes
 import errno
-import fcntl
 import os
-import struct
 
 from greenlet import greenlet
 
-from softsgx.driver.driver import ENCLAVE, LINKS, NODES, EnclaveFile
+from softsgx.driver.nodes import LINKS, NODES
+from softsgx.errors import SoftsgxError
 from softsgx.run import numbers as n
 from softsgx.run import ptrace, signals
-from softsgx.run.device import DeviceCalls
-from softsgx.run.device_files import DeviceFiles
 from softsgx.run.job import Job
-from softsgx.run.keeper import Keeper
 from softsgx.run.notification import Listener
 from softsgx.run.path_sites import PathSites
 from softsgx.run.paths import PathCalls
 from softsgx.run.program import Programs
 from softsgx.run.ptrace import TraceeGone
-from softsgx.run.records import RecordTable
 from softsgx.run.tracee import GROUP_STOPS, IGNORE, Mm, Process, Refused, Tracee
 from softsgx.run.traps import Traps
 from softsgx.run.waiting import Waiter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from softsgx.driver.driver import ProvisionFile
+    from collections.abc import Callable
+
+    from softsgx.cpu.model import Model
     from softsgx.driver.platform import Platform
+    from softsgx.run.machine import Machine
     from softsgx.run.observe import Observer
     from softsgx.run.vdso import VdsoImage
 
 _SYSCALL_STOP = n.SIGTRAP | 0x80
-_IN_CLOSE = 0x18
 _SIGSET_SIZE = 8  # the only sigsetsize that the kernel takes
 # How many stops are handled at most before the other descriptors get their turn.
 _BURST = 16
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def is_last(lease: int) -> bool:
-    """Tell whether an open file is the only one of its inode but the driver's own."""
-    try:
-        fcntl.fcntl(lease, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-    except OSError:
-        return False
-    fcntl.fcntl(lease, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    return True
 
 
 def clone_flags(tracee: Tracee, tid: int) -> int:
@@ -74,11 +60,15 @@ def clone_flags(tracee: Tracee, tid: int) -> int:
 
 
 class Supervisor:
-    """Follows a process tree until its last thread has ended."""
+    """Follows a process tree until its last thread has ended.
+
+    `platform` is called when a program first asks for SGX; `model` is what its CPUID tells.
+    """
 
     def __init__(
         self,
-        platform: "Platform",
+        platform: "Callable[[], Platform]",
+        model: "Model",
         vdso: "VdsoImage",
         observer: "Observer",
         xcr0: int,
@@ -88,19 +78,12 @@ class Supervisor:
     ) -> None:
         self._platform = platform
         self._observer = observer
-        self._files = DeviceFiles()
-        self._watched: dict[int, tuple[EnclaveFile | ProvisionFile, int]] = {}
-        self._doomed: list[EnclaveFile | ProvisionFile] = []
-        self._keeper = Keeper()
-        self._records = RecordTable()
-        platform.processor.tcs_records = self._records.tcs
-        self._device = DeviceCalls(self._files, self._keeper, self._records, observer)
+        self._xcr0 = xcr0
+        self._machine: Machine | None = None
         self._programs = Programs(vdso, observer, leave_text=leave_text)
-        self._traps = Traps(
-            platform.processor, platform.processor.model, vdso, observer, self._records, xcr0
-        )
+        self._traps = Traps(model, vdso, observer, lambda: self._sgx.traps)
         sites = None if leave_text else PathSites(vdso)
-        self._paths = PathCalls(NODES, LINKS, self._open_node, sites, self._files)
+        self._paths = PathCalls(NODES, LINKS, self._open_node, sites, self._kind_of)
         self._tracees: dict[int, Tracee] = {}
         # A new thread may stop before its parent's event tells whose child it is.
         self._early: dict[int, int] = {}
@@ -142,10 +125,11 @@ class Supervisor:
                     elif fd == self._job.fd:
                         self._job.on_signal({t.process.pid for t in self._tracees.values()})
                     else:
-                        self._on_release()
+                        self._sgx.on_release()
         finally:
             self._kill_all()
-            self._keeper.close()
+            if self._machine is not None:
+                self._machine.close()
             waiter.close()
             for fd in (self._child, self._job.fd, listener.fd, self._inotify):
                 os.close(fd)
@@ -176,7 +160,7 @@ class Supervisor:
                     return True
             elif pid in self._forgotten:
                 self._forgotten.discard(pid)
-            elif pid != self._keeper.pid:
+            elif self._machine is None or pid != self._machine.keeper.pid:
                 self._early[pid] = status
         return True
 
@@ -198,69 +182,29 @@ class Supervisor:
         for tracee in self._tracees.values():
             ptrace.tgkill(tracee.process.pid, tracee.tid, signals.SIGKILL)
 
-    # -- device files -----------------------------------------------------------------------
+    # -- SGX --------------------------------------------------------------------------------
+
+    @property
+    def _sgx(self) -> "Machine":
+        """What serves SGX; a third of a start's time, so made at first need."""
+        if self._machine is None:
+            from softsgx.run.machine import Machine  # noqa: PLC0415
+
+            self._machine = Machine(
+                self._platform(), self._observer, self._xcr0, self._inotify, self._tracees
+            )
+        return self._machine
+
+    def _kind_of(self, tracee: Tracee, fd: int) -> str | None:
+        return self._machine.files.kind_of(tracee, fd) if self._machine is not None else None
 
     def _open_node(self, tracee: Tracee, node: str, flags: int) -> int:
-        driver = self._platform.driver
-        file: EnclaveFile | ProvisionFile
-        if node == ENCLAVE:
-            file = enclave = driver.open_enclave()
-            fd = enclave.elrange.reopen(flags)
-        else:
-            file = driver.open_provision()
-            inode = os.memfd_create("sgx_provision", os.MFD_CLOEXEC)
-            fd = os.open(f"/proc/self/fd/{inode}", flags)
-            os.close(inode)
-        self._files.add(fd, file)
-        # IN_CLOSE comes at the last reference to an open file, mappings and passed descriptors
-        # included: the kernel's release. The lease tells whether it was the last open file.
-        path = f"/proc/self/fd/{fd}"
-        lease = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        watch = _libc.inotify_add_watch(self._inotify, path.encode(), _IN_CLOSE)
-        self._watched[watch] = file, lease
-        if not tracee.process.filtered and not tracee.process.interrupted:
-            # It stops where its open returns, and the second filter is put in place there.
-            tracee.process.interrupted = tracee.must_filter = True
-            ptrace.interrupt(tracee.tid)
-        return fd
-
-    def _on_release(self) -> None:
         try:
-            events = os.read(self._inotify, 4096)
-        except BlockingIOError:
-            return
-        at = 0
-        while at < len(events):
-            watch, _, _, length = struct.unpack_from("<iIII", events, at)
-            at += 16 + length
-            file, lease = self._watched.get(watch, (None, -1))
-            if file is not None and is_last(lease):
-                del self._watched[watch]
-                os.close(lease)
-                _libc.inotify_rm_watch(self._inotify, watch)
-                self._files.remove(file)
-                self._release(file)
-
-    def _release(self, file: "EnclaveFile | ProvisionFile") -> None:
-        if any(tracee.inside and self._uses(tracee, file) for tracee in self._tracees.values()):
-            # Its threads are killed already, but their ends have not been told yet.
-            self._doomed.append(file)
-            return
-        eid = 0
-        if isinstance(file, EnclaveFile) and file.encl.secs_page is not None:
-            secs = self._platform.processor.secs_of(file.encl.secs_page)
-            eid = secs.eid if secs is not None else 0
-        file.release()
-        self._records.give_back_enclave(eid)
-
-    @staticmethod
-    def _uses(tracee: Tracee, file: "EnclaveFile | ProvisionFile") -> bool:
-        thread = tracee.lp.thread if tracee.lp is not None else None
-        return (
-            thread is not None
-            and isinstance(file, EnclaveFile)
-            and thread.secs.elrange is file.elrange
-        )
+            return self._sgx.open_node(tracee, node, flags)
+        except SoftsgxError as error:
+            # The state directory was in order when the run began.
+            self._observer.warn(f"{node}: {error}")
+            raise OSError(errno.EIO, str(error)) from error
 
     # -- the life of a thread -----------------------------------------------------------------
 
@@ -315,6 +259,10 @@ class Supervisor:
                 if self._kill_on_exit:
                     self._kill_all()
 
+    def _leave_enclave(self, tracee: Tracee) -> None:
+        if self._machine is not None:
+            self._machine.leave_enclave(tracee)
+
     def _take_others_away(self, tracee: Tracee, former: int = 0) -> None:
         """Forget the other threads of a process, of whose end nothing is told.
 
@@ -328,15 +276,6 @@ class Supervisor:
                 self._leave_enclave(other)
                 del self._tracees[other.tid]
                 other.process.threads -= 1
-
-    def _leave_enclave(self, tracee: Tracee) -> None:
-        if tracee.lp is not None:
-            self._platform.processor.thread_gone(tracee.lp)
-            self._records.give_back_thread(tracee.record_slot)
-            tracee.lp = None
-            doomed, self._doomed = self._doomed, []
-            for file in doomed:
-                self._release(file)
 
     def _on_stop(self, tracee: Tracee, status: int) -> None:
         number = (status >> 8) & 0xFF
@@ -363,21 +302,19 @@ class Supervisor:
         regs = tracee.load_regs()
         match regs.orig_rax:
             case n.SYS_IOCTL:
-                # What the program has closed and unmapped by now is free for this call.
-                self._on_release()
-                self._device.ioctl(tracee)
+                self._on_ioctl(tracee)
             case n.SYS_MMAP:
                 self._on_mmap(tracee)
             case n.SYS_MUNMAP:
-                self._device.munmap(tracee)
+                self._sgx.device.munmap(tracee)
             case n.SYS_MPROTECT | n.SYS_PKEY_MPROTECT:
-                self._device.mprotect(tracee)
+                self._sgx.device.mprotect(tracee)
             case n.SYS_MREMAP:
-                self._device.mremap(tracee)
+                self._sgx.device.mremap(tracee)
             case n.SYS_REMAP_FILE_PAGES:
-                self._device.remap_file_pages(tracee)
+                self._sgx.device.remap_file_pages(tracee)
             case n.SYS_MADVISE:
-                self._device.madvise(tracee)
+                self._sgx.device.madvise(tracee)
             case n.SYS_CLONE:
                 regs.rdi &= ~n.CLONE_UNTRACED
                 tracee.store_regs()
@@ -388,11 +325,19 @@ class Supervisor:
                     tracee.process.record_action(regs.rdi & 0xFFFFFFFF, action)
                 ptrace.cont(tracee.tid)
             case n.SYS_FSTAT | n.SYS_FTRUNCATE | n.SYS_FALLOCATE:
-                self._device.descriptor_call(tracee)
+                self._sgx.device.descriptor_call(tracee)
             case n.SYS_PTRACE:
                 self._on_ptrace(tracee)
             case _:
                 ptrace.cont(tracee.tid)
+
+    def _on_ioctl(self, tracee: Tracee) -> None:
+        if self._machine is None:
+            ptrace.cont(tracee.tid)
+            return
+        # What the program has closed and unmapped by now is free for this call.
+        self._machine.on_release()
+        self._machine.device.ioctl(tracee)
 
     def _on_ptrace(self, tracee: Tracee) -> None:
         # The kernel would refuse it too: a thread has one tracer. But it would not say why.
@@ -410,7 +355,8 @@ class Supervisor:
 
     def _on_mmap(self, tracee: Tracee) -> None:
         regs = tracee.regs
-        if self._device.mmap(tracee) is not None or self._device.mmap_over(tracee):
+        device = self._machine.device if self._machine is not None else None
+        if device is not None and (device.mmap(tracee) is not None or device.mmap_over(tracee)):
             return
         if regs.rdx & n.PROT_EXEC and not regs.r10 & n.MAP_ANONYMOUS:
             self._programs.map_executable(tracee)
@@ -454,7 +400,7 @@ class Supervisor:
             self._job.on_program_stop(0)
         if tracee.must_filter:
             tracee.must_filter = False
-            self._device.watch_mappings(tracee)
+            self._sgx.device.watch_mappings(tracee)
             return
         if tracee.must_open or tracee.must_watch:
             # A forked child: its mappings must be watched before it runs.
@@ -463,7 +409,7 @@ class Supervisor:
                 if tracee.must_open:
                     tracee.mm.open_within(injector)
                 if tracee.must_watch:
-                    self._device.watch_child(tracee, injector)
+                    self._sgx.device.watch_child(tracee, injector)
             tracee.must_open = tracee.must_watch = False
             tracee.finish_call(0)
             return

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a processor with SGX would do where a thread stopped: ENCLU, faults inside, AEX.
+
+Owns nothing; works on the stopped thread. Loaded once a program of the run asks for SGX.
+"""
+
+import struct
+
+from softsgx.arch.exceptions import (
+    PFEC_P,
+    PFEC_SGX,
+    VECTOR_AC,
+    VECTOR_BP,
+    VECTOR_DB,
+    VECTOR_DE,
+    VECTOR_GP,
+    VECTOR_MF,
+    VECTOR_PF,
+    VECTOR_UD,
+    VECTOR_XM,
+)
+from softsgx.arch.thread import ThreadRecord
+from softsgx.cpu.processor import LogicalProcessor
+from softsgx.cpu.registers import RFLAGS_TF
+from softsgx.cpu.transition import Event, aex, enclu
+from softsgx.errors import Fault
+from softsgx.run import numbers as n
+from softsgx.run import page_faults, ptrace
+from softsgx.run.delivery import (
+    SI_KERNEL,
+    SIG_IGN,
+    bit,
+    deliver,
+    restore_actions,
+    resume,
+    siginfo,
+    unforce,
+)
+from softsgx.run.gp_instructions import LONGEST, illegal_inside
+from softsgx.run.tracee import Tracee, handler_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from softsgx.cpu.processor import Processor
+    from softsgx.run.observe import Observer
+    from softsgx.run.records import RecordTable
+
+_INT3 = 0xCC
+_ILL_ILLOPN = 2
+_SEGV_MAPERR = 1
+_BUS_ADRALN = 1
+_FPE_INTDIV = 1
+_DEBUG_TRAPS = (2, 4)  # TRAP_TRACE, TRAP_HWBKPT
+_FSW_ES = 0x80
+_PAGE_MASK = ~0xFFF
+_ELRANGE_BASE = ThreadRecord.OFFSETS["elrange_base"] // 8
+_ELRANGE_SIZE = ThreadRecord.OFFSETS["elrange_size"] // 8
+_AEP = ThreadRecord.OFFSETS["aep"] // 8
+_TCS_RECORD = ThreadRecord.OFFSETS["tcs_record"] // 8
+_TID = ThreadRecord.OFFSETS["tid"]
+
+
+def _lp(tracee: Tracee) -> LogicalProcessor:
+    if tracee.lp is None:
+        raise RuntimeError(f"thread {tracee.tid} has never been inside an enclave")
+    return tracee.lp
+
+
+def _in_elrange(lp: LogicalProcessor, address: int) -> bool:
+    base: int = lp.quads[_ELRANGE_BASE]
+    size: int = lp.quads[_ELRANGE_SIZE]
+    return base <= address < base + size
+
+
+class EnclaveTraps:
+    """The processor side of the stops that concern an enclave."""
+
+    def __init__(
+        self, processor: "Processor", observer: "Observer", records: "RecordTable", xcr0: int
+    ) -> None:
+        self._cpu = processor
+        self._observer = observer
+        self._records = records
+        self._xcr0 = xcr0
+
+    # -- faults and signals -----------------------------------------------------------------
+
+    def on_signal_inside(self, tracee: Tracee, signal: int, info: bytes) -> None:
+        """Handle a signal that somebody has sent to a thread inside: an AEX, then the signal."""
+        tracee.load_regs()
+        self._exit_asynchronously(tracee, Event(None, 0, 0))
+        deliver(tracee, signal, info)
+
+    def on_fault_inside(self, tracee: Tracee, signal: int, code: int, address: int) -> None:
+        """Handle a fault signal of a thread inside; its registers are loaded."""
+        regs = tracee.regs
+        if signal == n.SIGTRAP and code in _DEBUG_TRAPS:
+            # Without DBGOPTIN nothing steps or breaks inside, and POPF cannot set TF.
+            regs.rflags &= ~RFLAGS_TF
+            resume(tracee)
+            return
+        if handler_of(tracee.process.actions.get(signal)) == SIG_IGN:
+            tracee.fault_reset |= bit(signal)
+        if signal == n.SIGSEGV and page_faults.passed_over(tracee, code, address):
+            resume(tracee)
+            return
+        event, signal, info = self._classify(tracee, signal, code, address)
+        at_vdso = self._exit_asynchronously(tracee, event) == tracee.mm.aep and tracee.mm.aep
+        if at_vdso and event.vector not in (VECTOR_DB, VECTOR_BP):
+            self._fix_up(tracee, event.vector or 0, event.error_code, event.address, True)
+            resume(tracee)
+        else:
+            deliver(tracee, signal, info)
+
+    @staticmethod
+    def on_touch_outside(tracee: Tracee, code: int, address: int) -> bool:
+        """Handle a SIGSEGV outside that is not what the kernel's driver would make of it; tell whether."""
+        if page_faults.passed_over(tracee, code, address):
+            unforce(tracee, n.SIGSEGV)
+            resume(tracee)
+            return True
+        if not page_faults.out_of_reach(tracee, code, address):
+            return False
+        unforce(tracee, n.SIGSEGV)
+        deliver(tracee, n.SIGBUS, siginfo(n.SIGBUS, page_faults.BUS_ADRERR, address))
+        return True
+
+    # -- ENCLU ------------------------------------------------------------------------------
+
+    def on_enclu(self, tracee: Tracee, signal: int) -> None:
+        """Carry out the ENCLU at which a thread stopped; its registers are loaded."""
+        regs = tracee.regs
+        lp = tracee.lp
+        if lp is None:
+            lp = tracee.lp = self._logical_processor(tracee)
+        leaf = regs.rax & 0xFFFFFFFF
+        was_inside = lp.inside
+        tcs = regs.rbx
+        try:
+            if was_inside and not _in_elrange(lp, regs.rip):
+                raise Fault.gp(f"the enclave went on at {regs.rip:#x} without EEXIT")
+            enclu(self._cpu, lp, regs)
+        except Fault as fault:
+            self._observer.leaf(tracee, leaf, tcs, fault)
+            if was_inside:
+                self._fault_inside(tracee, fault)
+            else:
+                unforce(tracee, signal)
+                self._fault_outside(tracee, fault, tracee.regs.rip)
+            return
+        self._observer.leaf(tracee, leaf, tcs, None)
+        tracee.trapped = True
+        if lp.inside:
+            if not was_inside:
+                self._point_to_tcs(tracee, lp)
+                unforce(tracee, signal)
+                mask = tracee.checked_mask or 0
+                tracee.sigmask = mask
+                if mask & n.FAULT_MASK:
+                    ptrace.set_sigmask(tracee.tid, mask & ~n.FAULT_MASK)
+            resume(tracee)
+            return
+        if handler_of(tracee.process.actions.get(signal)) == SIG_IGN:
+            tracee.fault_reset |= bit(signal)
+        self._left(tracee)
+        resume(tracee)
+
+    def _logical_processor(self, tracee: Tracee) -> LogicalProcessor:
+        tid = tracee.tid
+        tracee.record_slot, record = self._records.thread()
+        struct.pack_into("<I", record, _TID, tid)
+        return LogicalProcessor(
+            record=record,
+            translate=lambda address: (
+                tracee.mm.enclaves.translate(address) if tracee.mm.enclaves else None
+            ),
+            xcr0=self._xcr0,
+            load_xsave=lambda: ptrace.get_xstate(tid),
+            store_xsave=lambda image: ptrace.set_xstate(tid, image),
+        )
+
+    def _point_to_tcs(self, tracee: Tracee, lp: LogicalProcessor) -> None:
+        thread = lp.thread
+        if thread is not None and tracee.mm.records:
+            offset = self._records.tcs_offset(thread.secs.eid, thread.linaddr)
+            lp.quads[_TCS_RECORD] = tracee.mm.records + offset if offset else 0
+
+    def _fault_inside(self, tracee: Tracee, fault: Fault) -> None:
+        event = Event(fault.vector, fault.error_code, fault.address or 0)
+        aep = self._exit_asynchronously(tracee, event)
+        if aep == tracee.mm.aep:
+            self._fix_up(tracee, fault.vector, fault.error_code, fault.address or 0, True)
+            resume(tracee)
+        else:
+            deliver(tracee, *self._as_signal(fault, aep))
+
+    def _fault_outside(self, tracee: Tracee, fault: Fault, rip: int) -> None:
+        if rip == tracee.mm.aep:
+            self._fix_up(tracee, fault.vector, fault.error_code, fault.address or 0, False)
+            resume(tracee)
+        else:
+            deliver(tracee, *self._as_signal(fault, rip))
+
+    @staticmethod
+    def _as_signal(fault: Fault, rip: int) -> tuple[int, bytes]:
+        # arch/x86/kernel/traps.c, mm/fault.c: what a fault is told as.
+        match fault.vector:
+            case 14:
+                present = fault.error_code & (PFEC_P | PFEC_SGX)
+                code = page_faults.SEGV_ACCERR if present else _SEGV_MAPERR
+                address = (fault.address or 0) & _PAGE_MASK
+                return n.SIGSEGV, siginfo(n.SIGSEGV, code, address)
+            case 6:
+                return n.SIGILL, siginfo(n.SIGILL, _ILL_ILLOPN, rip)
+            case _:
+                return n.SIGSEGV, siginfo(n.SIGSEGV, SI_KERNEL, 0)
+
+    @staticmethod
+    def _fix_up(tracee: Tracee, vector: int, error_code: int, address: int, aex_made: bool) -> None:
+        # arch/x86/entry/vdso/extable.c: the fault becomes an exception return of the vDSO call.
+        regs = tracee.regs
+        regs.rip = tracee.mm.handle_exception
+        regs.rdi = vector
+        regs.rsi = error_code
+        # An AEX clears the low 12 bits of CR2; an EENTER that faults has not been inside.
+        regs.rdx = 0
+        if vector == VECTOR_PF:
+            regs.rdx = address & _PAGE_MASK if aex_made else address
+
+    # -- AEX --------------------------------------------------------------------------------
+
+    def _exit_asynchronously(self, tracee: Tracee, event: Event) -> int:
+        """Do the AEX; give the AEP."""
+        aex(self._cpu, _lp(tracee), tracee.regs, event)
+        self._observer.aex(tracee, event)
+        self._left(tracee)
+        return tracee.regs.rip
+
+    def _left(self, tracee: Tracee) -> None:
+        # The thread is outside again: its own mask, and the actions that forced signals reset.
+        mask, tracee.sigmask = tracee.sigmask, None
+        if mask is not None and mask & n.FAULT_MASK:
+            ptrace.set_sigmask(tracee.tid, mask)
+        if tracee.fault_reset:
+            restore_actions(tracee)
+        if tracee.held:
+            self._send_held(tracee)
+
+    @staticmethod
+    def _send_held(tracee: Tracee) -> None:
+        held, tracee.held = tracee.held, []
+        with tracee.injecting() as injector:
+            for signal, info in held:
+                # By the thread itself: the kernel lets nobody else claim a kernel's si_code.
+                with tracee.mm.scratch_for(info) as at:
+                    injector.call(
+                        n.SYS_RT_TGSIGQUEUEINFO, tracee.process.pid, tracee.tid, signal, at
+                    )
+        tracee.borrowed = True
+
+    def _classify(
+        self, tracee: Tracee, signal: int, code: int, address: int
+    ) -> tuple[Event, int, bytes]:
+        """Say which exception a fault signal inside stands for, and what the host is told."""
+        regs = tracee.regs
+        lp = _lp(tracee)
+        page = address & _PAGE_MASK
+        if not _in_elrange(lp, regs.rip):
+            # The enclave jumped out without EEXIT: the first fetch would have been refused.
+            return Event(VECTOR_GP, 0, 0), n.SIGSEGV, siginfo(n.SIGSEGV, SI_KERNEL, 0)
+        aep = lp.quads[_AEP]
+        illegal = n.SIGILL, siginfo(n.SIGILL, _ILL_ILLOPN, aep)
+        if signal == n.SIGSEGV and code == SI_KERNEL:
+            if illegal_inside(tracee.mm.read(regs.rip, LONGEST)):
+                return Event(VECTOR_UD, 0, 0), *illegal
+            return Event(VECTOR_GP, 0, 0), n.SIGSEGV, siginfo(n.SIGSEGV, SI_KERNEL, 0)
+        if signal == n.SIGSEGV or (signal == n.SIGBUS and code != _BUS_ADRALN):
+            told, told_code, error_code = page_faults.inside(tracee, signal, code, address)
+            event = Event(VECTOR_PF, error_code, address)
+            return event, told, siginfo(told, told_code, page)
+        if signal == n.SIGBUS:
+            return Event(VECTOR_AC, 0, 0), n.SIGBUS, siginfo(n.SIGBUS, code, aep)
+        if signal == n.SIGFPE:
+            vector = VECTOR_DE
+            if code != _FPE_INTDIV:
+                status = struct.unpack_from("<H", ptrace.get_xstate(tracee.tid), 2)[0]
+                vector = VECTOR_MF if status & _FSW_ES else VECTOR_XM
+            return Event(vector, 0, 0), n.SIGFPE, siginfo(n.SIGFPE, code, aep)
+        if signal == n.SIGTRAP and tracee.mm.read(regs.rip - 1, 1) == bytes([_INT3]):
+            # Without DBGOPTIN an INT3 inside is #UD, and a fault: RIP at the instruction.
+            regs.rip -= 1
+        return Event(VECTOR_UD, 0, 0), *illegal

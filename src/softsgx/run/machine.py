@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What serves SGX in a run: made when one of its programs first asks, which most never do.
+
+Owns the platform, the open device files with the inotify watches that tell their last references,
+the shared records, the keeper. Used by the supervisor's one thread.
+"""
+
+import ctypes
+import fcntl
+import os
+import struct
+
+from softsgx.driver.driver import EnclaveFile
+from softsgx.driver.nodes import ENCLAVE
+from softsgx.run import ptrace
+from softsgx.run.device import DeviceCalls
+from softsgx.run.device_files import DeviceFiles
+from softsgx.run.enclave_traps import EnclaveTraps
+from softsgx.run.keeper import Keeper
+from softsgx.run.records import RecordTable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from softsgx.driver.driver import ProvisionFile
+    from softsgx.driver.platform import Platform
+    from softsgx.run.observe import Observer
+    from softsgx.run.tracee import Tracee
+
+_IN_CLOSE = 0x18
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def is_last(lease: int) -> bool:
+    """Tell whether an open file is the only one of its inode but the driver's own."""
+    try:
+        fcntl.fcntl(lease, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError:
+        return False
+    fcntl.fcntl(lease, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return True
+
+
+class Machine:
+    """The platform of a run, and what carries out the calls and traps that concern it.
+
+    `tracees` is the supervisor's own table, and `inotify` its descriptor for the watches.
+    """
+
+    def __init__(
+        self,
+        platform: "Platform",
+        observer: "Observer",
+        xcr0: int,
+        inotify: int,
+        tracees: "dict[int, Tracee]",
+    ) -> None:
+        self._platform = platform
+        self._inotify = inotify
+        self._tracees = tracees
+        self._watched: dict[int, tuple[EnclaveFile | ProvisionFile, int]] = {}
+        self._doomed: list[EnclaveFile | ProvisionFile] = []
+        self._records = RecordTable()
+        platform.processor.tcs_records = self._records.tcs
+        self.keeper = Keeper()
+        self.files = DeviceFiles()
+        self.device = DeviceCalls(self.files, self.keeper, self._records, observer)
+        self.traps = EnclaveTraps(platform.processor, observer, self._records, xcr0)
+
+    def close(self) -> None:
+        """Let the keeper go, and what the platform has for this run only."""
+        self.keeper.close()
+        self._platform.close()
+
+    def open_node(self, tracee: "Tracee", node: str, flags: int) -> int:
+        """Open a device node for a program; give our descriptor of the file."""
+        driver = self._platform.driver
+        file: EnclaveFile | ProvisionFile
+        if node == ENCLAVE:
+            file = enclave = driver.open_enclave()
+            fd = enclave.elrange.reopen(flags)
+        else:
+            file = driver.open_provision()
+            inode = os.memfd_create("sgx_provision", os.MFD_CLOEXEC)
+            fd = os.open(f"/proc/self/fd/{inode}", flags)
+            os.close(inode)
+        self.files.add(fd, file)
+        # IN_CLOSE comes at the last reference to an open file, mappings and passed descriptors
+        # included: the kernel's release. The lease tells whether it was the last open file.
+        path = f"/proc/self/fd/{fd}"
+        lease = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        watch = _libc.inotify_add_watch(self._inotify, path.encode(), _IN_CLOSE)
+        self._watched[watch] = file, lease
+        if not tracee.process.filtered and not tracee.process.interrupted:
+            # It stops where its open returns, and the second filter is put in place there.
+            tracee.process.interrupted = tracee.must_filter = True
+            ptrace.interrupt(tracee.tid)
+        return fd
+
+    def on_release(self) -> None:
+        """Take what the watches tell, and end the files whose last reference is gone."""
+        try:
+            events = os.read(self._inotify, 4096)
+        except BlockingIOError:
+            return
+        at = 0
+        while at < len(events):
+            watch, _, _, length = struct.unpack_from("<iIII", events, at)
+            at += 16 + length
+            file, lease = self._watched.get(watch, (None, -1))
+            if file is not None and is_last(lease):
+                del self._watched[watch]
+                os.close(lease)
+                _libc.inotify_rm_watch(self._inotify, watch)
+                self.files.remove(file)
+                self._release(file)
+
+    def _release(self, file: "EnclaveFile | ProvisionFile") -> None:
+        if any(tracee.inside and self._uses(tracee, file) for tracee in self._tracees.values()):
+            # Its threads are killed already, but their ends have not been told yet.
+            self._doomed.append(file)
+            return
+        eid = 0
+        if isinstance(file, EnclaveFile) and file.encl.secs_page is not None:
+            secs = self._platform.processor.secs_of(file.encl.secs_page)
+            eid = secs.eid if secs is not None else 0
+        file.release()
+        self._records.give_back_enclave(eid)
+
+    @staticmethod
+    def _uses(tracee: "Tracee", file: "EnclaveFile | ProvisionFile") -> bool:
+        thread = tracee.lp.thread if tracee.lp is not None else None
+        return (
+            thread is not None
+            and isinstance(file, EnclaveFile)
+            and thread.secs.elrange is file.elrange
+        )
+
+    def leave_enclave(self, tracee: "Tracee") -> None:
+        """Take a thread that has ended, or executes, out of its enclave."""
+        if tracee.lp is not None:
+            self._platform.processor.thread_gone(tracee.lp)
+            self._records.give_back_thread(tracee.record_slot)
+            tracee.lp = None
+            doomed, self._doomed = self._doomed, []
+            for file in doomed:
+                self._release(file)
