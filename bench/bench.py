@@ -228,7 +228,7 @@ def bystander_syscalls() -> Result:
     command = [program("bystander"), "syscalls", "20000"]
     ours, reference = fastest(5, lambda: printed(under_run(*command)), lambda: printed(command))
     what = "an open and close of /dev/null, of 20,000, under run and without"
-    return result("bystander-syscalls", ours / 2e7, reference / 2e7, "us", what, None)
+    return result("bystander-syscalls", ours / 2e7, reference / 2e7, "us", what, 8)
 
 
 def bystander_compile() -> Result:
@@ -236,7 +236,25 @@ def bystander_compile() -> Result:
         command = ["gcc", "-O2", "-c", str(HERE / "host.c"), "-o", str(Path(scratch) / "host.o")]
         ours, reference = fastest(5, lambda: seconds(under_run(*command)), lambda: seconds(command))
     what = "gcc -c of bench/host.c, under run and without; the start of run is in it"
-    return result("bystander-compile", ours * 1e3, reference * 1e3, "ms", what, None)
+    return result("bystander-compile", ours * 1e3, reference * 1e3, "ms", what, 1.5)
+
+
+def bystander_script() -> Result:
+    script = "i=0; while [ $i -lt 100 ]; do /bin/true; i=$((i + 1)); done"
+    command = ["sh", "-c", script]
+    ours, reference = fastest(5, lambda: seconds(under_run(*command)), lambda: seconds(command))
+    what = (
+        "a shell that starts /bin/true 100 times, under run and without; the start of run is in it"
+    )
+    return result("bystander-script", ours * 1e3, reference * 1e3, "ms", what, None)
+
+
+def bystander_python() -> Result:
+    code = "import json, email.message, http.client, unittest, asyncio, decimal, sqlite3"
+    command = [sys.executable, "-c", code]
+    ours, reference = fastest(5, lambda: seconds(under_run(*command)), lambda: seconds(command))
+    what = "python3 that imports large packages, under run and without; the start of run is in it"
+    return result("bystander-python", ours * 1e3, reference * 1e3, "ms", what, None)
 
 
 def start() -> Result:
@@ -274,6 +292,8 @@ BENCHMARKS: dict[str, Callable[[], Result]] = {
     "bystander-compute": bystander_compute,
     "bystander-syscalls": bystander_syscalls,
     "bystander-compile": bystander_compile,
+    "bystander-script": bystander_script,
+    "bystander-python": bystander_python,
     "start": start,
     "ecall-trapped": ecall_trapped,
 }

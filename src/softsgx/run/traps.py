@@ -43,11 +43,20 @@ class Traps:
     def on_signal(self, tracee: Tracee, signal: int) -> None:
         """Handle a signal-delivery stop and let the thread go on."""
         if signal == n.SIGILL:
-            # The way of every ecall, so without a look at the siginfo: that somebody else's SIGILL
-            # comes just before an EENTER or EEXIT is the one case in which it would tell more.
+            # The way of every ecall and of every start of a program, so without a look at the
+            # siginfo: that somebody else's SIGILL comes just before an EENTER, an EEXIT or a CPUID
+            # is the one case in which it would tell more.
             regs = tracee.load_regs()
-            if regs.rax & 0xFFFFFFFF in _COMMON and tracee.process.mm.read(regs.rip, 3) == ENCLU:
+            mm = tracee.process.mm
+            if regs.rax & 0xFFFFFFFF in _COMMON and mm.read(regs.rip, 3) == ENCLU:
                 self._enclaves().on_enclu(tracee, signal)
+                return
+            if (
+                regs.rip in mm.cpuid_sites
+                and not tracee.inside
+                and mm.read(regs.rip, len(UD2)) == UD2
+            ):
+                self._on_cpuid(tracee, signal, len(CPUID))
                 return
         if signal in n.FAULT_SIGNALS:
             info = ptrace.get_siginfo(tracee.tid)
