@@ -2,12 +2,15 @@
 """Starts the first program: forked, seized, filtered, then executed.
 
 The child does between fork and exec only what cannot be done for it. From the moment its filter
-is in place every open would wait for an answer, so nothing is imported or opened after that.
+is in place every open would wait for an answer, so nothing is imported or opened after that. It
+is the program already to whoever sends it a signal: those wait until the exec, and the two that
+cannot be blocked stop or end it as they would the program.
 """
 
 import ctypes
 import os
 import resource
+import select
 import struct
 
 from softsgx.errors import SoftsgxError
@@ -25,6 +28,10 @@ _SECCOMP_SET_MODE_FILTER = 1
 _NEW_LISTENER = 1 << 3
 _WAIT_KILLABLE_RECV = 1 << 5
 _ERRNO = 4  # bytes of what the child says: 0 with its listener, or an errno
+_LOOK = 0.02  # seconds between looks whether the child has been stopped and cannot answer
+_SIGSYS = 31
+_ALL = (1 << 64) - 1
+_IGNORED_INTERRUPT = signals.bits(signals.SIGINT)
 _IGNORED_CHILD = signals.bits(n.SIGCHLD)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -35,6 +42,14 @@ class ProgramNotFound(SoftsgxError):
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
+        self.status = status
+
+
+class EndedEarly(Exception):
+    """Somebody has killed the first program before it was one."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"wait status {status:#x}")
         self.status = status
 
 
@@ -94,20 +109,34 @@ class Inherited:
 
 
 def spawn(program: str, argv: list[str], inherited: Inherited) -> tuple[int, int]:
-    """Start `program` under the first filter, seized; give its pid and the filter's listener."""
+    """Start `program` under the first filter, seized; give its pid and the filter's listener.
+
+    Raises EndedEarly where it is killed before its exec.
+    """
     instructions = ctypes.create_string_buffer(bpf.first_filter())
     length = (len(instructions) - 1) // 8
     header = struct.pack("<HxxxxxxQ", length, ctypes.addressof(instructions))
     fprog = ctypes.create_string_buffer(header, len(header))
     # Our end tells the child that it is seized; its end brings the listener or a complaint.
     ours, theirs = descriptors.pair()
+    # What is sent to the child meanwhile would stop it where nobody waits for its stops.
+    mask = signals.block(_ALL)
     pid = os.fork()
     if pid == 0:
         ours.close()
         _child(program, argv, inherited, theirs, fprog)
+    signals.set_mask(mask)
     theirs.close()
     try:
         return pid, _seize(pid, ours)
+    except SoftsgxError:
+        os.kill(pid, signals.SIGKILL)
+        os.waitpid(pid, ptrace.WALL)
+        raise
+    except (BrokenPipeError, ptrace.TraceeGone):
+        raise _early_end(os.waitpid(pid, ptrace.WALL)[1]) from None
+    except EndedEarly as ended:
+        raise _early_end(ended.status) from None
     finally:
         ours.close()
 
@@ -116,28 +145,48 @@ def _seize(pid: int, channel: "socket") -> int:
     try:
         ptrace.seize(pid)
     except OSError as error:
-        _end(pid)
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            raise ptrace.TraceeGone from None
         raise SoftsgxError(
             f"this host forbids ptrace ({error.strerror}): `softsgx info` tells the fix"
         ) from error
     descriptors.send(channel, b"!")
+    while not select.select([channel], [], [], _LOOK)[0]:
+        _pass_stop(pid)
     said, listener = descriptors.receive(channel)
+    if not said:
+        raise ptrace.TraceeGone
     if listener < 0:
-        _end(pid)
-        # Where the sandbox kills for a call that it forbids, nothing is said.
-        what = (
-            os.strerror(int.from_bytes(said, "little")) if said else "the call is answered by death"
-        )
-        raise SoftsgxError(
-            f"this host forbids seccomp user notification ({what}): `softsgx info` tells the fix"
-        )
+        raise _forbidden(os.strerror(int.from_bytes(said, "little")))
     descriptors.send(channel, b"!")
     return listener
 
 
-def _end(pid: int) -> None:
-    os.kill(pid, signals.SIGKILL)
-    os.waitpid(pid, ptrace.WALL)
+def _pass_stop(pid: int) -> None:
+    """Let the child go on from its stop if it stands in one, or stay in it until SIGCONT."""
+    stopped, status = os.waitpid(pid, os.WNOHANG | ptrace.WALL)
+    if not stopped:
+        return
+    if not os.WIFSTOPPED(status):
+        raise EndedEarly(status)
+    number, event = (status >> 8) & 0xFF, status >> 16
+    if event and number == n.SIGSTOP:
+        ptrace.listen(pid)
+    else:
+        ptrace.cont(pid, 0 if event else number)
+
+
+def _early_end(status: int) -> Exception:
+    # A sandbox that kills for a call which it forbids.
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == _SIGSYS:
+        return _forbidden("the call is answered by death")
+    return EndedEarly(status)
+
+
+def _forbidden(what: str) -> SoftsgxError:
+    return SoftsgxError(
+        f"this host forbids seccomp user notification ({what}): `softsgx info` tells the fix"
+    )
 
 
 def _child(
@@ -150,12 +199,14 @@ def _child(
     try:
         # Python ignores these two, and what is ignored stays so over an exec.
         signals.set_default(signals.SIGPIPE, signals.SIGXFSZ)
+        # This one it catches, and the exec would only come after it.
+        if not inherited.ignored & _IGNORED_INTERRUPT:
+            signals.set_default(signals.SIGINT)
         if inherited.ignored & _IGNORED_CHILD:
             signals.ignore(n.SIGCHLD)
         resource.setrlimit(resource.RLIMIT_NOFILE, inherited.files)
         environment = dict(os.environ)
         descriptors.receive(channel)
-        signals.set_mask(inherited.mask)
         if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
             descriptors.send(channel, ctypes.get_errno().to_bytes(_ERRNO, "little"))
             os._exit(125)
@@ -168,6 +219,7 @@ def _child(
         descriptors.send(channel, error.to_bytes(_ERRNO, "little"), listener)
         if not descriptors.receive(channel)[0]:
             os._exit(125)
+        signals.set_mask(inherited.mask)
         os.execve(program, argv, environment)
     except OSError as error:
         # The message goes where the program's own complaint would have gone.
