@@ -32,6 +32,14 @@ def test_only_the_owner_can_read_it(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "state").iterdir()] == ["identity"]
 
 
+def test_what_a_killed_one_was_writing_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir(mode=0o700)
+    (tmp_path / "state" / "identity.new").write_bytes(b"x" * 1000)
+    identity = State(tmp_path / "state").identity()
+    assert [file.name for file in (tmp_path / "state").iterdir()] == ["identity"]
+    assert State(tmp_path / "state").identity() == identity
+
+
 def test_a_temporary_state_is_deleted() -> None:
     state = State.temporary()
     state.identity()

@@ -510,6 +510,20 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, cache: Path) -> None:
 
 
 @needs_cc
+def test_what_a_killed_one_was_writing_is_overwritten(tmp_path: Path, cache: Path) -> None:
+    path = build(tmp_path, MIXED, "-Wl,--eh-frame-hdr")
+    expected = found(path)
+    (entry,) = cache.iterdir()
+    content = entry.read_bytes()
+    entry.unlink()
+    (cache / f".{entry.name}").write_bytes(content[:40] + b"x" * 1000)
+    module._remembered.clear()
+    assert found(path) == expected
+    assert [left.name for left in cache.iterdir()] == [entry.name]
+    assert entry.read_bytes() == content
+
+
+@needs_cc
 def test_an_entry_of_another_file_with_the_same_build_id_is_no_answer(
     tmp_path: Path, cache: Path
 ) -> None:

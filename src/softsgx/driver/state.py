@@ -103,7 +103,8 @@ class State:
     @staticmethod
     def _write(file: str, payload: bytes, directory: int) -> None:
         header = _HEADER.pack(_MAGIC, _VERSION, len(payload), binascii.crc32(payload))
-        fresh = f"{file}.{os.getpid()}"
+        # One name for all, who hold the lock: what a killed one has left is overwritten.
+        fresh = f"{file}.new"
         try:
             with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
                 os.fchmod(stream.fileno(), 0o600)

@@ -65,7 +65,9 @@ def store(key: str, identity: bytes, found: Found) -> None:
     entry = _MAGIC + pack("<I", crc32(body)) + body
     if len(entry) > _LARGEST_ENTRY:
         return
-    temporary = f"{where}/.{key}.{os.getpid()}"
+    # One name for all, so that what a killed one has left is overwritten. Two at a time write the
+    # same bytes; where they do not, the checksum tells.
+    temporary = f"{where}/.{key}"
     try:
         os.makedirs(where, mode=0o700, exist_ok=True)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
