@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from shlex import join
 from typing import TYPE_CHECKING
 
 import pytest
@@ -202,6 +203,16 @@ def test_killing_the_supervisor_kills_the_programs_and_the_keeper(softsgx: "Harn
         wait_until(lambda: not softsgx.marked(mark), "programs or keeper outlive the supervisor")
         assert process.stdout is not None
         assert process.stdout.read() == ""
+
+
+def test_a_killed_keeper_is_replaced(softsgx: "Harness") -> None:
+    call = join(map(str, [softsgx.program("reopened"), *softsgx.enclave()]))
+    # Of the supervisor's two children one is this shell.
+    kill = "for pid in $(cat /proc/$PPID/task/$PPID/children); do [ $pid = $$ ] || kill -KILL $pid; done"
+    script = f"{call} >&2 && {kill} && sleep 0.1 && {call} >&2 && {kill} && exec {call}"
+    ended = softsgx.run("sh", "-c", script)
+    assert ended.status == 0, ended
+    assert ended.out.endswith("finished\n")
 
 
 def test_a_run_after_all_that_works(softsgx: "Harness") -> None:

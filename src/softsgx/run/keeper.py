@@ -29,10 +29,14 @@ class Keeper:
 
     def keep(self, uffd: int, pid: int) -> None:
         """Hand over a duplicate of the userfaultfd of process `pid`."""
-        if self._socket is None:
-            self._start()
-        if self._socket is not None:
-            descriptors.send(self._socket, pid.to_bytes(4, "little"), uffd)
+        said = pid.to_bytes(4, "little")
+        try:
+            descriptors.send(self._running(), said, uffd)
+        except (BrokenPipeError, ConnectionResetError):
+            # Somebody has killed it. What it held the supervisor has still; who maps from now on is
+            # as safe as before.
+            self.close()
+            descriptors.send(self._running(), said, uffd)
 
     def close(self) -> None:
         """Let the keeper go."""
@@ -45,7 +49,12 @@ class Keeper:
                 # The supervisor's own wait was faster.
                 return
 
-    def _start(self) -> None:
+    def _running(self) -> "socket":
+        if self._socket is None:
+            self._socket = self._start()
+        return self._socket
+
+    def _start(self) -> "socket":
         ours, theirs = descriptors.pair()
         self.pid = os.fork()
         if self.pid == 0:
@@ -54,7 +63,7 @@ class Keeper:
             finally:
                 os._exit(0)
         theirs.close()
-        self._socket = ours
+        return ours
 
 
 def _keep(channel: "socket") -> None:
