@@ -186,6 +186,45 @@ def test_a_pair_across_two_steps_of_the_search_is_found_once(
     assert found(path) == ((TEXT_AT + 7, TEXT_AT + 14), ())
 
 
+# Instructions of known length whose operands are made of the pair, and CPUID itself.
+OPERAND = st.lists(st.sampled_from([0x0F, 0xA2, 0x00, 0x90]), min_size=8, max_size=8).map(bytes)
+INSTRUCTIONS = st.one_of(
+    st.just(CPUID),
+    st.builds(lambda register, n: bytes([0xB8 + register]) + n[:4], st.integers(0, 7), OPERAND),
+    OPERAND.map(lambda n: b"\x48\xb8" + n),  # movabs $imm64, %rax
+    OPERAND.map(lambda n: b"\x8d\x80" + n[:4]),  # lea disp32(%rax), %eax
+    OPERAND.map(lambda n: b"\x48\x8d\x05" + n[:4]),  # lea disp32(%rip), %rax
+    OPERAND.map(lambda n: b"\xc7\x04\x0f" + n[:4]),  # movl $imm32, (%rdi, %rcx)
+    OPERAND.map(lambda n: b"\x80\x0f" + n[:1]),  # orb $imm8, (%rdi)
+    OPERAND.map(lambda n: b"\x6a" + n[:1]),  # push $imm8
+    OPERAND.map(lambda n: b"\xa2" + n),  # movabs %al, address
+    OPERAND.map(lambda n: b"\xe8" + n[:3] + b"\x7f"),  # call far away
+    st.just(b"\x01\x0f"),  # add %ecx, (%rdi)
+    st.just(b"\x90"),
+    OPERAND.map(lambda n: b"\xeb\x08" + n),  # jmp over data
+)
+
+
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.tuples(INSTRUCTIONS, st.integers(0, 6)), max_size=40))
+def test_of_any_code_exactly_the_cpuids_are_proven(
+    tmp_path: Path, code: list[tuple[bytes, int]]
+) -> None:
+    text, expected = b"", []
+    for at, (instruction, skipped) in enumerate(code):
+        if instruction == CPUID:
+            expected.append(TEXT_AT + len(text))
+        text += instruction
+        over = sum(len(each) + 2 for each, _ in code[at + 1 : at + 1 + skipped])
+        text += bytes([0x74, over])  # jz over the next ones, or to the next one
+    module._remembered.clear()
+    proven, unproven = found(write(tmp_path, elf(text + RET)))
+    assert proven == tuple(expected)
+    assert not set(proven) & set(unproven)
+
+
 MIXED = (
     function(
         """

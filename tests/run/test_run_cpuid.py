@@ -71,3 +71,11 @@ def test_a_program_may_keep_its_text(softsgx: "Harness") -> None:
     assert FAULTS or {"changed own_text", "changed cpuid_text.so"} <= set(lines), changed
     assert any(line.startswith("changed libc.so") for line in lines), changed
     assert lines[-1] == "SGX 1"
+
+
+def test_pairs_that_are_no_cpuid_stay_as_they_are(softsgx: "Harness") -> None:
+    program = softsgx.program("pairs", "-no-pie")
+    native = subprocess.run([program], capture_output=True, text=True, check=True).stdout
+    *results, pairs, _ = native.splitlines()
+    assert (len(results), pairs) == (22, "pairs 26")
+    assert tuple(softsgx.run(program)) == (0, "\n".join([*results, pairs, "SGX 1\n"]), "")
