@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """CPUID of real programs, however they are linked and stripped: they see SGX, and nothing breaks."""
 
+import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -79,3 +81,17 @@ def test_pairs_that_are_no_cpuid_stay_as_they_are(softsgx: "Harness") -> None:
     *results, pairs, _ = native.splitlines()
     assert (len(results), pairs) == (22, "pairs 26")
     assert tuple(softsgx.run(program)) == (0, "\n".join([*results, pairs, "SGX 1\n"]), "")
+
+
+def test_pairs_that_may_be_cpuid_are_told(softsgx: "Harness", tmp_path: Path) -> None:
+    program = softsgx.program("pairs", "-no-pie")
+    trace = tmp_path / "trace"
+    ended = softsgx.run("sh", "-c", f"{program}; {program}", options=("--stats", "--trace", trace))
+    lines = [json.loads(line) for line in trace.read_text().splitlines()]
+    told = {line["file"]: line["cpuid_unproven"] for line in lines if "cpuid_unproven" in line}
+    # Of the 26 pairs, 18 are plainly operands.
+    assert FAULTS or told[str(program)] == 8
+    assert sum(line.get("file") == str(program) for line in lines) == len({str(program)} & {*told})
+    assert FAULTS or f"{program} (8)" in ended.err
+    left = softsgx.run(program, options=("--stats", "--leave-text"))
+    assert re.search(r"CPUID unproven +none\n", left.err), left

@@ -31,11 +31,15 @@ class Proof:
         self._function: tuple[int, int] = (0, 0)
         self._reached: dict[int, int] = {}
 
-    def covers(self, offset: int) -> bool:
-        """Tell whether control flow from a known function start executes CPUID at this offset."""
+    def covers(self, offset: int) -> bool | None:
+        """Tell whether control flow from a known function start executes CPUID at this offset.
+
+        False where it executes another instruction with the pair in it; None where it does not tell.
+        """
         where = self._elf.address(offset)
         if where is None:
-            return False
+            return None
+        verdict = None
         address, segment_end = where
         for start, whole in self._functions.around(address, segment_end):
             end = min(whole, start + _FUNCTION_LIMIT)
@@ -44,7 +48,9 @@ class Proof:
                 self._function = (start, end)
             if self._is_cpuid(address):
                 return True
-        return False
+            if self._is_operand(address):
+                verdict = False
+        return verdict
 
     def _is_cpuid(self, address: int) -> bool:
         reached = self._reached
@@ -55,6 +61,12 @@ class Proof:
             return False
         return not any(
             abs(reached.get(address - back, 0)) > back for back in range(1, _LONGEST_INSTRUCTION)
+        )
+
+    def _is_operand(self, address: int) -> bool:
+        # The length of CPUID itself, here behind a prefix, is negative.
+        return address not in self._reached and any(
+            self._reached.get(address - back, 0) > back for back in range(1, _LONGEST_INSTRUCTION)
         )
 
     # Address -> length of each instruction that is reached; negative for CPUID.

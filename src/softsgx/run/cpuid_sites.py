@@ -5,8 +5,8 @@ User-mode CPUID cannot be trapped on many hosts; there the supervisor replaces t
 equally long UD2 where a file is mapped executable. Patching two bytes that are no CPUID would
 break the program, so a site is given only when it is proven: control flow that starts where
 the file itself says a function starts (an FDE found through .eh_frame_hdr, a function symbol, the entry
-point) reaches it, and no reached instruction overlaps it. Everything else is reported as
-unproven and is left alone.
+point) reaches it, and no reached instruction overlaps it. Everything else is left alone; what is not
+plainly the operand of another instruction is reported as unproven.
 
 Owns the memory of what was found, by file and by content; `site_cache` owns the disk. The file is read,
 never mapped: a program may truncate its file while it is looked at, and a mapping would
@@ -56,7 +56,7 @@ class Sites:
         return f"Sites(offsets={self.offsets}, unproven={self.unproven})"
 
 
-_NONE = Sites((), ())
+NO_SITES = Sites((), ())
 _remembered: dict[tuple[int, int, int, int, int], Sites] = {}
 
 
@@ -69,7 +69,7 @@ def cpuid_sites(fd: int) -> Sites:
     """
     status = os.fstat(fd)
     if not S_ISREG(status.st_mode):
-        return _NONE
+        return NO_SITES
     # ctime, because a program may set mtime back.
     stamp = (
         status.st_dev,
@@ -203,7 +203,7 @@ def _look_up(fd: int, size: int) -> Sites:
     try:
         elf = Elf(fd, size, os.pread(fd, 4096, 0))
     except error:
-        return _NONE
+        return NO_SITES
     key = "build-id-" + elf.build_id.hex() if elf.build_id else ""
     if key and (sites := _load(elf, key)) is not None:
         return sites
@@ -264,5 +264,6 @@ def _prove(elf: Elf, hits: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]
     from softsgx.run.cpuid_proof import Proof  # noqa: PLC0415 (the decoder costs 20 ms)
 
     proof = Proof(elf)
-    proven = tuple(offset for offset in hits if proof.covers(offset))
-    return proven, tuple(sorted(set(hits).difference(proven)))
+    verdicts = [(offset, proof.covers(offset)) for offset in hits]
+    proven = tuple(offset for offset, verdict in verdicts if verdict)
+    return proven, tuple(offset for offset, verdict in verdicts if verdict is None)

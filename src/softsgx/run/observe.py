@@ -60,6 +60,7 @@ class Observer:
         self.refusals = 0
         self.ioctl_seconds = 0.0
         self.cpuids = 0
+        self.unproven: dict[str, int] = {}
         self.path_calls = 0
         self.processes = 0
 
@@ -95,6 +96,12 @@ class Observer:
         self.cpuids += 1
         if self._trace is not None:
             self._write(tracee, {"cpuid": f"{leaf:#x}", "subleaf": f"{subleaf:#x}"})
+
+    def cpuid_unproven(self, tracee: "Tracee", path: str, count: int) -> None:
+        """A file was mapped whose text holds pairs that may be CPUID, and are left as they are."""
+        if self.unproven.get(path, 0) < count:
+            self.unproven[path] = count
+            self._write(tracee, {"cpuid_unproven": count, "file": path})
 
     def ioctl(
         self,
@@ -171,6 +178,10 @@ class Observer:
             ("ERESUME", f"{resumes}"),
             ("leaves faulted", f"{self.faulted_leaves}"),
             ("CPUID answered", f"{self.cpuids}"),
+            (
+                "CPUID unproven",
+                ", ".join(f"{path} ({count})" for path, count in self.unproven.items()) or "none",
+            ),
             ("path calls", f"{self.path_calls} asked"),
             ("processes", f"{self.processes}"),
             ("time in ioctls", f"{self.ioctl_seconds:.3f} s"),

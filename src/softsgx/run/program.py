@@ -14,7 +14,7 @@ import struct
 
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
-from softsgx.run.cpuid_sites import cpuid_sites
+from softsgx.run.cpuid_sites import NO_SITES, Sites, cpuid_sites
 from softsgx.run.executable import privilege
 from softsgx.run.ptrace import TraceeGone
 from softsgx.run.tracee import NO_SYSCALL, Injector, Tracee, failed
@@ -156,9 +156,8 @@ class Programs:
             # What is written to a shared mapping is written to the file.
             ptrace.cont(tracee.tid)
             return
-        fd, offset, length = regs.r8 & 0xFFFFFFFF, regs.r9, regs.rsi
-        sites = self._sites(f"/proc/{tracee.tid}/fd/{fd}")
-        here = [site for site in sites if offset <= site < offset + length]
+        fd, offset = regs.r8 & 0xFFFFFFFF, regs.r9
+        here = self._proven(tracee, f"/proc/{tracee.tid}/fd/{fd}", offset, offset + regs.rsi)
         if not here:
             ptrace.cont(tracee.tid)
             return
@@ -168,17 +167,25 @@ class Programs:
                 self._patch(tracee, base + site - offset)
         ptrace.cont(tracee.tid)
 
-    def _sites(self, path: str) -> tuple[int, ...]:
+    def _proven(self, tracee: Tracee, path: str, offset: int, end: int) -> list[int]:
+        sites = self._sites(path)
+        unproven = sum(offset <= site < end for site in sites.unproven)
+        if unproven:
+            self._observer.cpuid_unproven(tracee, os.path.realpath(path), unproven)
+        return [site for site in sites.offsets if offset <= site < end]
+
+    @staticmethod
+    def _sites(path: str) -> Sites:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
-            return ()
+            return NO_SITES
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return ()
-            return cpuid_sites(fd).offsets
+                return NO_SITES
+            return cpuid_sites(fd)
         except OSError:
-            return ()
+            return NO_SITES
         finally:
             os.close(fd)
 
@@ -197,10 +204,10 @@ class Programs:
             low, high = (int(part, 16) for part in fields[0].split(b"-"))
             offset = int(fields[2], 16)
             path = f"/proc/{pid}/map_files/{low:x}-{high:x}"
-            sites = self._sites(path) or self._sites(os.fsdecode(fields[5].rstrip(b"\n")))
-            for site in sites:
-                if offset <= site < offset + high - low:
-                    self._patch(tracee, low + site - offset)
+            if not os.access(path, os.R_OK):
+                path = os.fsdecode(fields[5].rstrip(b"\n"))
+            for site in self._proven(tracee, path, offset, offset + high - low):
+                self._patch(tracee, low + site - offset)
 
     @staticmethod
     def _patch(tracee: Tracee, address: int) -> None:
