@@ -76,12 +76,13 @@ class Waiter:
         signals.interrupt_calls_by(_BELL)
         # The threading module would cost every start a millisecond.
         self._bell = True
-        _thread.start_new_thread(self._ring, ())
-
-    def _ring(self) -> None:
+        # Here, for where the thread begins late the run may be over, and the descriptors closed.
         poll = select.epoll()
         for fd in self._others:
             poll.register(fd, select.EPOLLIN | select.EPOLLET)
+        _thread.start_new_thread(self._ring, (poll,))
+
+    def _ring(self, poll: select.epoll) -> None:
         while True:
             poll.poll(-1)
             while self._waiting:
