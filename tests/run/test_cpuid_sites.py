@@ -529,6 +529,23 @@ def test_a_file_that_changes_is_looked_at_again(tmp_path: Path) -> None:
     assert found(path)[0] == ()
 
 
+def test_a_file_that_was_just_written_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, elf(CPUID + RET))
+    status = path.stat()
+    # As an older kernel stamps both in the same tick.
+    monkeypatch.setattr(module.os, "fstat", lambda _: status)
+    monkeypatch.setattr(module.time, "time_ns", lambda: status.st_ctime_ns + 1_000_000)
+    assert found(path)[0] == (TEXT_AT,)
+    path.write_bytes(elf(RET + CPUID))
+    assert found(path)[0] == ()
+    assert not module._remembered
+    monkeypatch.setattr(module.time, "time_ns", lambda: status.st_ctime_ns + 30_000_000)
+    assert found(path)[0] == ()
+    assert len(module._remembered) == 1
+
+
 @needs_cc
 def test_an_edited_text_with_the_same_build_id_is_looked_at_again(tmp_path: Path) -> None:
     path = build(tmp_path, MIXED, "-Wl,--eh-frame-hdr")

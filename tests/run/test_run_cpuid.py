@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,45 @@ def test_a_program_sees_sgx_however_it_is_linked(
     if stripped == "section headers":
         without_section_headers(program)
     assert tuple(softsgx.run(program)) == SEES_SGX
+
+
+def test_a_library_that_is_replaced_on_disk_is_looked_at_anew(
+    softsgx: "Harness", tmp_path: Path
+) -> None:
+    program = softsgx.program("late_library", "-ldl")
+    flags = ("-shared", "-fPIC")
+    one = softsgx.program("late_library_text.one", *flags)
+    other = softsgx.program("late_library_text.other", *flags, "-DSWAP")
+
+    def places(pattern: bytes) -> list[int]:
+        return [one.read_bytes().find(pattern), other.read_bytes().find(pattern)]
+
+    # CPUID of each is where the other has an operand.
+    at, operand = places(b"\x31\xc9\x0f\xa2"), places(b"\x90\xb8\x0f\xa2")
+    assert at == operand[::-1]
+    assert min(at) > 0
+    for turn in range(5):
+        path, second = tmp_path / f"{turn}.so", tmp_path / "second.so"
+        shutil.copy(one, path)
+        shutil.copy(other, second)
+        ended = softsgx.run(program, path, second, one)
+        wanted = ["first 1 0xa20f", "renamed 1 0xa20f", "written over 1 0xa20f", ""]
+        assert tuple(ended) == (0, "\n".join(wanted), "")
+
+
+IN_A_MEMFD = """
+import os, sys
+fd = os.memfd_create("program")
+with open(sys.argv[1], "rb") as program:
+    os.write(fd, program.read())
+os.execve(fd, ["program"], os.environ)
+"""
+
+
+def test_a_program_without_a_name_sees_sgx(softsgx: "Harness", ordinary_user: int | None) -> None:
+    program = softsgx.program("sgx_seen")
+    ended = softsgx.run(sys.executable, "-c", IN_A_MEMFD, program, uid=ordinary_user)
+    assert tuple(ended) == SEES_SGX
 
 
 def test_a_program_may_keep_its_text(softsgx: "Harness") -> None:

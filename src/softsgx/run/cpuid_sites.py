@@ -16,6 +16,7 @@ Sources: System V ABI (ELF, AMD64 supplement), LSB 5.0 "Exception Frames", `SDM`
 """
 
 import os
+import time
 from stat import S_ISREG
 from struct import Struct, error, unpack_from
 
@@ -39,6 +40,8 @@ _SEGMENTS_LIMIT = 65536 // _PHDR.size
 _CHUNK = 1 << 20
 _HITS_LIMIT = 1 << 16
 _REMEMBERED_LIMIT = 4096
+# Two periods of the slowest clock that stamps files (CONFIG_HZ=100).
+_TICK_NS = 20_000_000
 # Searching less than this again is cheaper than an entry on disk.
 _WORTH_KEEPING = 1 << 20
 
@@ -83,7 +86,9 @@ def cpuid_sites(fd: int) -> Sites:
         sites = _look_up(fd, status.st_size)
         if len(_remembered) >= _REMEMBERED_LIMIT:
             _remembered.clear()
-        _remembered[stamp] = sites
+        # What is written within a tick of a look at it may have the same time stamp afterwards.
+        if abs(time.time_ns() - status.st_ctime_ns) > _TICK_NS:
+            _remembered[stamp] = sites
     return sites
 
 

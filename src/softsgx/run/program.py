@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import struct
+from contextlib import suppress
 
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
@@ -197,15 +198,20 @@ class Programs:
                 lines = maps.readlines()
         except OSError:
             return
+        program = b""
+        with suppress(OSError):
+            program = os.readlink(f"/proc/{pid}/exe".encode())
         for line in lines:
             fields = line.split(None, 5)
             if len(fields) < 6 or b"x" not in fields[1] or not fields[5].startswith(b"/"):
                 continue
             low, high = (int(part, 16) for part in fields[0].split(b"-"))
             offset = int(fields[2], 16)
+            name = fields[5].rstrip(b"\n")
             path = f"/proc/{pid}/map_files/{low:x}-{high:x}"
             if not os.access(path, os.R_OK):
-                path = os.fsdecode(fields[5].rstrip(b"\n"))
+                # Only root may open it. A program may have no name: in a memfd, or removed.
+                path = f"/proc/{pid}/exe" if name == program else os.fsdecode(name)
             for site in self._proven(tracee, path, offset, offset + high - low):
                 self._patch(tracee, low + site - offset)
 
