@@ -195,6 +195,7 @@ ud2_instruction:
 
 	/* One instruction each that an enclave may not execute. */
 	.globl illegal_int3, illegal_int, illegal_in, illegal_out, illegal_rdpmc
+	.globl illegal_syscall, illegal_int80
 illegal_int3:
 	int3
 	ret
@@ -206,6 +207,12 @@ illegal_in:
 	ret
 illegal_out:
 	out %al, $0x70
+	ret
+illegal_syscall:
+	syscall
+	ret
+illegal_int80:
+	int $0x80
 	ret
 illegal_rdpmc:
 	rdpmc

@@ -39,7 +39,8 @@ static void one(const struct enclave *enclave, const char *what, uint64_t target
 int main(int argc, char **argv)
 {
 	static const char *const illegal[] = { "illegal_int3", "illegal_int", "illegal_in",
-					       "illegal_out", "illegal_rdpmc" };
+					       "illegal_out", "illegal_rdpmc",
+					       "illegal_syscall", "illegal_int80" };
 	struct enclave enclave;
 
 	begin(argc, argv);

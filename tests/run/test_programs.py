@@ -69,6 +69,7 @@ PROGRAMS = [
     Program("eresume_rewritten_ssa"),
     Program("exec"),
     Program("fork"),
+    Program("handler_enters"),
     Program("illegal_inside"),
     Program("ioctl_hostile"),
     Program("ioctl_race"),

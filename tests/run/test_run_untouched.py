@@ -279,6 +279,15 @@ def test_output_is_passed_on_untouched(softsgx: "Harness") -> None:
     assert done.stderr == b"to\tstderr"
 
 
+@pytest.mark.parametrize("given", [[], ["LC_CTYPE=C.UTF-8"], ["LC_ALL=C", "LC_CTYPE=de_DE"]])
+def test_the_environment_is_the_callers(softsgx: "Harness", given: list[str]) -> None:
+    # Python sets LC_CTYPE where it finds the C locale.
+    words = [f"HOME={softsgx.directory}", *given]
+    command = ["env", "-i", *words, *softsgx.command("/usr/bin/env")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    assert sorted(done.stdout.splitlines()) == sorted(words), done
+
+
 def test_input_is_passed_on_untouched(softsgx: "Harness") -> None:
     data = os.urandom(200000)
     done = subprocess.run(

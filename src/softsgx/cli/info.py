@@ -49,7 +49,7 @@ NOT_MODELLED = (
     ("CPUID outside of functions of program files", "generated code sees the host's CPUID"),
     (
         "instructions that are #UD inside",
-        "those the host executes for a user (CPUID, SYSCALL, SGDT, MOV to a segment) succeed",
+        "those the host executes for a user (CPUID, SGDT, MOV to a segment) succeed",
     ),
     ("XCR0 inside", "stays the host's: XGETBV tells it, and a smaller XFRM does not disable AVX"),
     ("fetching outside ELRANGE", "enclave code that jumps out runs on, until its next trap"),

@@ -12,7 +12,7 @@ import struct
 
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
-from softsgx.run.tracee import Tracee, handler_of
+from softsgx.run.tracee import Tracee, handler_of, kernel_action
 
 SIG_IGN = 1
 SI_KERNEL = 0x80
@@ -73,7 +73,7 @@ def restore_actions(tracee: Tracee) -> None:
         for signal in n.FAULT_SIGNALS:
             action = tracee.process.actions.get(signal)
             if reset & bit(signal) and action is not None:
-                with tracee.mm.scratch_for(action) as at:
+                with tracee.mm.scratch_for(kernel_action(signal, action)) as at:
                     injector.call(n.SYS_RT_SIGACTION, signal, at, 0, 8)
     tracee.borrowed = True
 
@@ -82,7 +82,7 @@ def resume(tracee: Tracee) -> None:
     """Let the thread go on without the signal, with its registers as they are recorded."""
     tracee.borrowed = False
     tracee.store_regs()
-    ptrace.cont(tracee.tid)
+    tracee.go_on()
 
 
 def deliver(tracee: Tracee, signal: int, info: bytes) -> None:

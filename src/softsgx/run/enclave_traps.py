@@ -37,7 +37,7 @@ from softsgx.run.delivery import (
     unforce,
 )
 from softsgx.run.gp_instructions import LONGEST, illegal_inside
-from softsgx.run.tracee import Tracee, handler_of
+from softsgx.run.tracee import NO_SYSCALL, Tracee, handler_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from softsgx.run.records import RecordTable
 
 _INT3 = 0xCC
+_SYSCALL_LENGTH = 2  # INT 80H has as many bytes
 _ILL_ILLOPN = 2
 _SEGV_MAPERR = 1
 _BUS_ADRALN = 1
@@ -111,6 +112,21 @@ class EnclaveTraps:
             resume(tracee)
         else:
             deliver(tracee, signal, info)
+
+    def on_system_call(self, tracee: Tracee) -> None:
+        """Handle a system call made inside: SYSCALL and INT 80H are #UD there (SDM 38.6.1).
+
+        The kernel has carried nothing out; what SYSCALL itself does to RCX and R11 remains.
+        """
+        regs = tracee.load_regs()
+        regs.rax = regs.orig_rax
+        regs.orig_rax = NO_SYSCALL
+        regs.rip -= _SYSCALL_LENGTH
+        fault = Fault.ud("a system call inside")
+        if not _in_elrange(_lp(tracee), regs.rip):
+            fault = Fault.gp(f"the enclave went on at {regs.rip:#x} without EEXIT")
+        tracee.borrowed = True  # no signal can be delivered from this stop
+        self._fault_inside(tracee, fault)
 
     @staticmethod
     def on_touch_outside(tracee: Tracee, code: int, address: int) -> bool:

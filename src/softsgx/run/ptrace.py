@@ -16,6 +16,7 @@ PTRACE_GETREGS = 12
 PTRACE_SETREGS = 13
 PTRACE_CONT = 7
 PTRACE_SYSCALL = 24
+PTRACE_SYSEMU = 31
 PTRACE_GETEVENTMSG = 0x4201
 PTRACE_GETSIGINFO = 0x4202
 PTRACE_SETSIGINFO = 0x4203
@@ -199,6 +200,11 @@ def cont(tid: int, signal: int = 0) -> None:
 def cont_to_syscall(tid: int, signal: int = 0) -> None:
     """Let a stopped thread run to its next system call entry or exit."""
     _call(PTRACE_SYSCALL, tid, None, signal)
+
+
+def cont_without_calls(tid: int) -> None:
+    """Let a stopped thread run on; a system call that it makes stops it and is not carried out."""
+    _call(PTRACE_SYSEMU, tid, None, 0)
 
 
 def listen(tid: int) -> None:

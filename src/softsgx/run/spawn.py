@@ -27,6 +27,7 @@ _SYS_SECCOMP = 317
 _SECCOMP_SET_MODE_FILTER = 1
 _NEW_LISTENER = 1 << 3
 _WAIT_KILLABLE_RECV = 1 << 5
+_COERCED_LOCALES = (b"C.UTF-8", b"C.utf8", b"UTF-8")
 _ERRNO = 4  # bytes of what the child says: 0 with its listener, or an errno
 _LOOK = 0.02  # seconds between looks whether the child has been stopped and cannot answer
 _SIGSYS = 31
@@ -189,6 +190,22 @@ def _forbidden(what: str) -> SoftsgxError:
     )
 
 
+def given_environment() -> dict[bytes, bytes]:
+    """Give the environment without the LC_CTYPE that Python's start may have put into it (PEP 538).
+
+    The kernel's record shows what this process was started with; what was set since then stays.
+    """
+    environment = dict(os.environb)
+    if environment.get(b"LC_CTYPE") in _COERCED_LOCALES:
+        with open("/proc/self/environ", "rb") as file:
+            words = [word for word in file.read().split(b"\0") if word.startswith(b"LC_CTYPE=")]
+        if words:
+            environment[b"LC_CTYPE"] = words[0].partition(b"=")[2]
+        else:
+            del environment[b"LC_CTYPE"]
+    return environment
+
+
 def _child(
     program: str,
     argv: list[str],
@@ -205,7 +222,7 @@ def _child(
         if inherited.ignored & _IGNORED_CHILD:
             signals.ignore(n.SIGCHLD)
         resource.setrlimit(resource.RLIMIT_NOFILE, inherited.files)
-        environment = dict(os.environ)
+        environment = given_environment()
         descriptors.receive(channel)
         if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
             descriptors.send(channel, ctypes.get_errno().to_bytes(_ERRNO, "little"))

@@ -23,7 +23,7 @@ from softsgx.run.path_sites import PathSites
 from softsgx.run.paths import PathCalls
 from softsgx.run.program import Programs
 from softsgx.run.ptrace import TraceeGone
-from softsgx.run.tracee import GROUP_STOPS, IGNORE, Mm, Process, Refused, Tracee
+from softsgx.run.tracee import GROUP_STOPS, IGNORE, Mm, Process, Refused, Tracee, kernel_action
 from softsgx.run.traps import Traps
 from softsgx.run.waiting import Waiter
 
@@ -284,7 +284,7 @@ class Supervisor:
             self._on_seccomp(tracee)
         elif not event:
             if number == _SYSCALL_STOP:
-                ptrace.cont(tracee.tid)
+                self._traps.on_system_call(tracee)
             else:
                 self._traps.on_signal(tracee, number)
         elif event in (ptrace.EVENT_FORK, ptrace.EVENT_VFORK, ptrace.EVENT_CLONE):
@@ -320,16 +320,36 @@ class Supervisor:
                 tracee.store_regs()
                 ptrace.cont(tracee.tid)
             case n.SYS_RT_SIGACTION:
-                action = tracee.mm.read(regs.rsi, 32)
-                if len(action) == 32 and regs.r10 == _SIGSET_SIZE:
-                    tracee.process.record_action(regs.rdi & 0xFFFFFFFF, action)
-                ptrace.cont(tracee.tid)
+                self._on_sigaction(tracee)
             case n.SYS_FSTAT | n.SYS_FTRUNCATE | n.SYS_FALLOCATE:
                 self._sgx.device.descriptor_call(tracee)
             case n.SYS_PTRACE:
                 self._on_ptrace(tracee)
             case _:
                 ptrace.cont(tracee.tid)
+
+    @staticmethod
+    def _on_sigaction(tracee: Tracee) -> None:
+        regs, process = tracee.regs, tracee.process
+        number = regs.rdi & 0xFFFFFFFF
+        action = tracee.mm.read(regs.rsi, 32)
+        if len(action) < 32 or regs.r10 != _SIGSET_SIZE:
+            ptrace.cont(tracee.tid)
+            return
+        before = process.actions.get(number)
+        process.record_action(number, action)
+        given = kernel_action(number, action)
+        was_changed = before is not None and kernel_action(number, before) != before
+        if given == action and not was_changed:
+            ptrace.cont(tracee.tid)
+            return
+        with tracee.mm.scratch_for(given) as at:
+            asked, regs.rsi = regs.rsi, at
+            result = tracee.run_to_exit()
+        regs.rsi = asked
+        if not result and was_changed and regs.rdx and before is not None:
+            tracee.mm.write(regs.rdx, before)
+        tracee.finish_call(result)
 
     def _on_ioctl(self, tracee: Tracee) -> None:
         if self._machine is None:
@@ -413,7 +433,7 @@ class Supervisor:
             tracee.must_open = tracee.must_watch = False
             tracee.finish_call(0)
             return
-        ptrace.cont(tracee.tid)
+        tracee.go_on()
 
     def _on_exec(self, tracee: Tracee) -> None:
         process = tracee.process

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 GROUP_STOPS = (n.SIGSTOP, 20, 21, 22)  # SIGTSTP, SIGTTIN, SIGTTOU
 SCRATCH_SLOT = 512
 _SA_RESETHAND = 0x80000000
+_SA_NODEFER = 0x40000000
 _SYSCALL_STOP = n.SIGTRAP | 0x80
 # What an injected open asks for; the supervisor answers it with the descriptor that is lent.
 LENT_PATH = "/softsgx/lent"
@@ -253,6 +254,20 @@ def handler_of(action: bytes | None) -> int:
     return struct.unpack_from("<Q", action)[0] if action else 0
 
 
+def kernel_action(signal_number: int, action: bytes) -> bytes:
+    """Give the struct kernel_sigaction that the kernel has for one that the program sets.
+
+    ENCLU is a forced SIGILL. Were SIGILL blocked while its handler runs, as runtimes that enter
+    from the handler have it, that ENCLU would reset the action of the whole process for a moment,
+    in which the SIGILL of another thread would find none.
+    """
+    handler, flags, restorer, mask = struct.unpack("<QQQQ", action)
+    if signal_number != n.SIGILL or handler <= SIG_IGN:
+        return action
+    mask &= ~(1 << (n.SIGILL - 1))
+    return struct.pack("<QQQQ", handler, flags | _SA_NODEFER, restorer, mask)
+
+
 class Tracee:
     """One thread. Its life runs in a greenlet of its own; `wait` gives the others their turn."""
 
@@ -329,6 +344,13 @@ class Tracee:
     def store_regs(self) -> None:
         """Write the registers at a stop."""
         ptrace.set_regs(self.tid, self.regs)
+
+    def go_on(self) -> None:
+        """Let the thread run on as its mode wants it: inside, the kernel carries out no call."""
+        if self.inside:
+            ptrace.cont_without_calls(self.tid)
+        else:
+            ptrace.cont(self.tid)
 
     def go_to_signal(self, signal: int) -> None:
         """Let the thread run into the delivery stop of a signal that was just sent to it."""

@@ -67,12 +67,19 @@ class Traps:
             if tracee.inside and (tracee.sigmask or 0) & bit(signal):
                 # Sent by somebody, and blocked but for us: it waits until the thread is outside.
                 tracee.held.append((signal, info))
-                ptrace.cont(tracee.tid)
+                tracee.go_on()
                 return
         if tracee.inside:
             self._enclaves().on_signal_inside(tracee, signal, ptrace.get_siginfo(tracee.tid))
         else:
             pass_on(tracee, signal)
+
+    def on_system_call(self, tracee: Tracee) -> None:
+        """Handle a system call stop that nobody waits for: one that was made inside is #UD."""
+        if tracee.inside:
+            self._enclaves().on_system_call(tracee)
+        else:
+            ptrace.cont(tracee.tid)
 
     def _on_fault(self, tracee: Tracee, signal: int, code: int, address: int) -> None:
         regs = tracee.load_regs()
