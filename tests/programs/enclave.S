@@ -195,7 +195,7 @@ ud2_instruction:
 
 	/* One instruction each that an enclave may not execute. */
 	.globl illegal_int3, illegal_int, illegal_in, illegal_out, illegal_rdpmc
-	.globl illegal_syscall, illegal_int80
+	.globl illegal_syscall, illegal_int80, illegal_cpuid
 illegal_int3:
 	int3
 	ret
@@ -213,6 +213,9 @@ illegal_syscall:
 	ret
 illegal_int80:
 	int $0x80
+	ret
+illegal_cpuid:
+	cpuid
 	ret
 illegal_rdpmc:
 	rdpmc

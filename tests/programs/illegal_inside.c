@@ -40,7 +40,8 @@ int main(int argc, char **argv)
 {
 	static const char *const illegal[] = { "illegal_int3", "illegal_int", "illegal_in",
 					       "illegal_out", "illegal_rdpmc",
-					       "illegal_syscall", "illegal_int80" };
+					       "illegal_syscall", "illegal_int80",
+					       "illegal_cpuid" };
 	struct enclave enclave;
 
 	begin(argc, argv);

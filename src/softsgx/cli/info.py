@@ -49,7 +49,8 @@ NOT_MODELLED = (
     ("CPUID outside of functions of program files", "generated code sees the host's CPUID"),
     (
         "instructions that are #UD inside",
-        "those the host executes for a user (CPUID, SGDT, MOV to a segment) succeed",
+        "those the host executes for a user (SGDT, MOV to a segment) succeed; so does CPUID "
+        "at more than four places of an enclave",
     ),
     ("XCR0 inside", "stays the host's: XGETBV tells it, and a smaller XFRM does not disable AVX"),
     ("fetching outside ELRANGE", "enclave code that jumps out runs on, until its next trap"),

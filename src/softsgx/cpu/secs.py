@@ -36,7 +36,7 @@ class SecsPage:
         *("attributes", "baseaddr", "children", "configid", "configsvn", "eid", "elrange"),
         *("hasher", "isvextprodid", "isvfamilyid", "isvprodid", "isvsvn", "miscselect"),
         *("mrenclave", "mrsigner", "page", "size", "ssa_pages", "ssaframesize", "threads"),
-        *("xfrm", "xsave_size"),
+        *("__weakref__", "xfrm", "xsave_size"),
     )
 
     def __init__(

@@ -16,6 +16,7 @@ from softsgx.run.tracee import Tracee, handler_of, kernel_action
 
 SIG_IGN = 1
 SI_KERNEL = 0x80
+TRAP_HWBKPT = 4
 _ALL = (1 << 64) - 1
 SIGINFO_HEAD = struct.Struct("<iii4xQ")  # si_signo, si_errno, si_code, si_addr
 

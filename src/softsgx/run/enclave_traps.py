@@ -26,6 +26,7 @@ from softsgx.cpu.transition import Event, aex, enclu
 from softsgx.errors import Fault
 from softsgx.run import numbers as n
 from softsgx.run import page_faults, ptrace
+from softsgx.run.cpuid_inside import InsideCpuid, at_cpuid
 from softsgx.run.delivery import (
     SI_KERNEL,
     SIG_IGN,
@@ -83,6 +84,7 @@ class EnclaveTraps:
         self._observer = observer
         self._records = records
         self._xcr0 = xcr0
+        self._inside_cpuid = InsideCpuid()
 
     # -- faults and signals -----------------------------------------------------------------
 
@@ -95,6 +97,8 @@ class EnclaveTraps:
     def on_fault_inside(self, tracee: Tracee, signal: int, code: int, address: int) -> None:
         """Handle a fault signal of a thread inside; its registers are loaded."""
         regs = tracee.regs
+        if signal == n.SIGTRAP and at_cpuid(tracee, code):
+            signal, code = n.SIGILL, _ILL_ILLOPN
         if signal == n.SIGTRAP and code in _DEBUG_TRAPS:
             # Without DBGOPTIN nothing steps or breaks inside, and POPF cannot set TF.
             regs.rflags &= ~RFLAGS_TF
@@ -169,6 +173,7 @@ class EnclaveTraps:
         if lp.inside:
             if not was_inside:
                 self._point_to_tcs(tracee, lp)
+                self._inside_cpuid.watch(tracee, lp)
                 unforce(tracee, signal)
                 mask = tracee.checked_mask or 0
                 tracee.sigmask = mask

@@ -12,6 +12,7 @@ import struct
 
 from softsgx.cpu.registers import Registers
 
+PTRACE_POKEUSER = 6
 PTRACE_GETREGS = 12
 PTRACE_SETREGS = 13
 PTRACE_CONT = 7
@@ -222,6 +223,27 @@ def set_regs(tid: int, regs: UserRegs) -> None:
     """Write the registers of a stopped thread."""
     _REGS.pack_into(_regs, 0, *regs.fields())
     _call(PTRACE_SETREGS, tid, None, _regs_at)
+
+
+# offsetof(struct user, u_debugreg); DR7 enables DRn locally by bit 2n, R/W and LEN 0: execution.
+_DEBUG_REGISTERS = 848
+WATCHABLE = 4
+
+
+def watch_execution(tid: int, addresses: tuple[int, ...]) -> bool:
+    """Stop a thread by SIGTRAP before it executes at these addresses, four at most.
+
+    Replaces what was watched before. False where the kernel or the machine has no breakpoint to give.
+    """
+    try:
+        _call(PTRACE_POKEUSER, tid, _DEBUG_REGISTERS + 8 * 7, 0)
+        for number, address in enumerate(addresses):
+            _call(PTRACE_POKEUSER, tid, _DEBUG_REGISTERS + 8 * number, address)
+        enable = sum(1 << 2 * number for number in range(len(addresses)))
+        _call(PTRACE_POKEUSER, tid, _DEBUG_REGISTERS + 8 * 7, enable)
+    except OSError:
+        return False
+    return True
 
 
 def event_message(tid: int) -> int:

@@ -292,6 +292,7 @@ class Tracee:
         self.must_watch = False  # at its first stop its mappings must be watched
         self.held: list[tuple[int, bytes]] = []  # signals that it blocks, sent while it was inside
         self.record_slot = -1
+        self.watched: object = None  # the enclave whose CPUID instructions stop the thread
         self.trapped = False  # its last stop was an ENCLU or a CPUID: it will stop again at once
         self.borrowing = False  # the thread carries out a call for us
         self.lent = -1  # the supervisor's descriptor that a call of ours asks for

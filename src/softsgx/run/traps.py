@@ -7,7 +7,15 @@ bytes at RIP decide, never the signal alone. What concerns an enclave is enclave
 
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
-from softsgx.run.delivery import SI_KERNEL, SIGINFO_HEAD, bit, pass_on, resume, unforce
+from softsgx.run.delivery import (
+    SI_KERNEL,
+    SIGINFO_HEAD,
+    TRAP_HWBKPT,
+    bit,
+    pass_on,
+    resume,
+    unforce,
+)
 from softsgx.run.gp_instructions import CPUID, LONGEST, cpuid_length
 from softsgx.run.tracee import Tracee
 
@@ -100,6 +108,10 @@ class Traps:
                     return
         if tracee.inside:
             self._enclaves().on_fault_inside(tracee, signal, code, address)
+        elif signal == n.SIGTRAP and code == TRAP_HWBKPT and tracee.watched is not None:
+            # Where an enclave was that has ended, and the program has code of its own now.
+            unforce(tracee, signal)
+            resume(tracee)
         elif regs.rip == tracee.mm.path_load and regs.rip:
             # A path call with a bad pointer: the kernel shall say so.
             regs.rip = tracee.mm.path_ask
