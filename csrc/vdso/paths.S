@@ -17,11 +17,6 @@
 #define PATH_MAX	4096
 #define FIRST_AT	256	/* openat: from here on the path is argument 2 */
 
-#define SLOTS		64
-#define SLOT_SIZE	32
-#define RED_ZONE	128
-#define JUMP		24	/* the operand of the slot's last instruction */
-#define SLOT_END	28
 
 	.text
 
@@ -99,43 +94,6 @@ softsgx_path_ask:
 	.cfi_adjust_cfa_offset	-8
 	ret
 	.cfi_endproc
-
-	/*
-	 * The slots, which the supervisor fills in each process's copy:
-	 *
-	 *	lea	-RED_ZONE(%rsp), %rsp	5 bytes
-	 *	mov	$number, %eax		5
-	 *	call	softsgx_path_call	5
-	 *	lea	RED_ZONE(%rsp), %rsp	8
-	 *	jmp	site			5
-	 *
-	 * To an unwinder a slot is a function that was called by the site: its
-	 * caller's RIP is the target of the jump (PC & -SLOT_SIZE + SLOT_END +
-	 * operand), its caller's RSP is the CFA.
-	 */
-	.globl	softsgx_path_slots
-	.hidden	softsgx_path_slots
-	.balign	SLOT_SIZE
-softsgx_path_slots:
-	.cfi_startproc
-	.cfi_def_cfa	%rsp, 0
-	.cfi_escape	0x16, 0x10, 19			/* RIP: the value of 19 bytes */
-	.cfi_escape	0x80, 0x00			/* the PC */
-	.cfi_escape	0x09, 0xe0, 0x1a		/* & -SLOT_SIZE */
-	.cfi_escape	0x12, 0x23, JUMP, 0x94, 0x04	/* dup, + JUMP, load 4 bytes */
-	.cfi_escape	0x08, 0x20, 0x24, 0x08, 0x20, 0x26	/* << 32, >> 32: their sign */
-	.cfi_escape	0x22, 0x23, SLOT_END		/* +, + SLOT_END */
-	.rept	SLOTS
-	.fill	5, 1, 0xcc
-	.cfi_def_cfa_offset	RED_ZONE
-	.fill	18, 1, 0xcc
-	.cfi_def_cfa_offset	0
-	.fill	SLOT_SIZE - 23, 1, 0xcc
-	.endr
-	.cfi_endproc
-	.globl	softsgx_path_slots_end
-	.hidden	softsgx_path_slots_end
-softsgx_path_slots_end:
 
 	.section .rodata, "a", @progbits
 	/* Set by the supervisor once the program has opened a node. */

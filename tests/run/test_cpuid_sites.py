@@ -626,10 +626,10 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 
 def test_a_store_leaves_one_whole_private_file(cache: Path) -> None:
-    site_cache.store("key", b"identity", ((1, 2), (3,)))
-    site_cache.store("key", b"identity", ((1,), (2, 3)))
+    site_cache.store("key", b"identity", ((1, 2), (3,), (0, 9)))
+    site_cache.store("key", b"identity", ((1,), (2, 3), (7,)))
     assert [each.name for each in cache.iterdir()] == ["key"]
     assert (cache / "key").stat().st_mode & 0o777 == 0o600
-    assert site_cache.load("key", b"identity") == ((1,), (2, 3))
+    assert site_cache.load("key", b"identity") == ((1,), (2, 3), (7,))
     assert site_cache.load("key", b"another") is None
     assert site_cache.load("other", b"identity") is None

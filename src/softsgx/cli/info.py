@@ -49,8 +49,12 @@ NOT_MODELLED = (
     ("CPUID outside of functions of program files", "generated code sees the host's CPUID"),
     (
         "instructions that are #UD inside",
-        "those the host executes for a user (SGDT, MOV to a segment) succeed; so does CPUID "
-        "at more than four places of an enclave",
+        "those the host executes for a user (SGDT, MOV to a segment) succeed",
+    ),
+    ("CPUID inside", "#UD at four places of an enclave; at others it gives the host's answer"),
+    (
+        "a page in ELRANGE that is no EPC page",
+        "an access from inside reaches what the host has mapped there",
     ),
     ("XCR0 inside", "stays the host's: XGETBV tells it, and a smaller XFRM does not disable AVX"),
     ("fetching outside ELRANGE", "enclave code that jumps out runs on, until its next trap"),

@@ -55,6 +55,10 @@ _SECTION_VALID = 1
 _SECTION_CONFIDENTIAL_INTEGRITY = 1
 
 Cpuid = tuple[int, int, int, int]
+# Leaf and subleaf with the bits that must agree, then what is kept of the host's registers and what
+# is added. The first row that agrees counts; where none does, the host's answer stands.
+CpuidRow = tuple[int, int, int, int, Cpuid, Cpuid]
+_EVERY_BIT = 0xFFFF_FFFF
 
 
 class Model:
@@ -66,7 +70,15 @@ class Model:
     highest basic CPUID leaf, CPUID.0:EAX.
     """
 
-    __slots__ = ("attributes", "epc_bytes", "max_leaf", "miscselect", "xfrm", "xsave_sizes")
+    __slots__ = (
+        "attributes",
+        "cpuid_rows",
+        "epc_bytes",
+        "max_leaf",
+        "miscselect",
+        "xfrm",
+        "xsave_sizes",
+    )
 
     def __init__(
         self,
@@ -93,6 +105,7 @@ class Model:
         possible = XFRM_LEGACY | XFRM_AVX | XFRM_MPX | XFRM_AVX512 | XFRM_PKRU | XFRM_AMX
         known = XFRM_LEGACY | sum(1 << component for component in self.xsave_sizes)
         self.xfrm = xcr0 & possible & known | XFRM_LEGACY
+        self.cpuid_rows = self._rows()
 
     def loadable(self, xfrm: int) -> bool:
         """Tell whether XSETBV would take the value on this processor."""
@@ -122,17 +135,33 @@ class Model:
 
     def cpuid(self, leaf: int, subleaf: int, native: Cpuid) -> Cpuid:
         """Return EAX, EBX, ECX, EDX, given what the host's CPUID returned for the same operands."""
-        eax, ebx, ecx, edx = native
-        if leaf == 0:
-            return max(eax, _LEAF_SGX), ebx, ecx, edx
-        if leaf == 7 and subleaf == 0:
-            return eax, ebx | _LEAF7_EBX_SGX, ecx | _LEAF7_ECX_SGX_LC, edx
-        if leaf == _LEAF_SGX:
-            return self._cpuid_sgx(subleaf)
-        if self.max_leaf < leaf < _LEAF_SGX:
-            # Beyond its last leaf a host answers what it likes (Intel's: as for the last one).
-            return 0, 0, 0, 0
+        if not leaf:
+            # As the row, for a host whose highest leaf this model was not told.
+            return max(native[0], _LEAF_SGX), *native[1:]
+        for row_leaf, leaf_mask, row_subleaf, subleaf_mask, keep, add in self.cpuid_rows:
+            if not (leaf ^ row_leaf) & leaf_mask and not (subleaf ^ row_subleaf) & subleaf_mask:
+                eax, ebx, ecx, edx = (
+                    value & kept | added
+                    for value, kept, added in zip(native, keep, add, strict=True)
+                )
+                return eax, ebx, ecx, edx
         return native
+
+    def _rows(self) -> tuple[CpuidRow, ...]:
+        every, none = _EVERY_BIT, (0, 0, 0, 0)
+        all_kept = (every, every, every, every)
+        highest = max(self.max_leaf, _LEAF_SGX)
+        rows = [
+            (0, every, 0, 0, (0, every, every, every), (highest, 0, 0, 0)),
+            (7, every, 0, every, all_kept, (0, _LEAF7_EBX_SGX, _LEAF7_ECX_SGX_LC, 0)),
+        ]
+        rows += [
+            (_LEAF_SGX, every, subleaf, every, none, self._cpuid_sgx(subleaf))
+            for subleaf in range(3)
+        ]
+        # Beyond its last leaf a host answers what it likes (Intel's: as for the last one).
+        empty = (_LEAF_SGX, *range(self.max_leaf + 1, _LEAF_SGX))
+        return (*rows, *((leaf, every, 0, 0, none, none) for leaf in empty))
 
     def _cpuid_sgx(self, subleaf: int) -> Cpuid:
         if subleaf == 0:

@@ -9,6 +9,7 @@ reached by an indirect jump alone is not proven.
 
 from iced_x86 import Code, Decoder, FlowControl, OpKind
 
+from softsgx.run.cpuid_detours import Detours
 from softsgx.run.cpuid_sites import Elf
 from softsgx.run.function_starts import FunctionStarts
 
@@ -30,6 +31,7 @@ class Proof:
         self._budget = _INSTRUCTIONS_LIMIT
         self._function: tuple[int, int] = (0, 0)
         self._reached: dict[int, int] = {}
+        self._detours: Detours | None = None
 
     def covers(self, offset: int) -> bool | None:
         """Tell whether control flow from a known function start executes CPUID at this offset.
@@ -52,6 +54,15 @@ class Proof:
                 verdict = False
         return verdict
 
+    def detour(self, offset: int) -> int:
+        """Give the encoded detour of the site that `covers` has just proven, or 0."""
+        where = self._elf.address(offset)
+        if where is None:
+            return 0
+        if self._detours is None:
+            self._detours = Detours(self._elf, self._follow)
+        return self._detours.at(where[0], self._function, self._reached)
+
     def _is_cpuid(self, address: int) -> bool:
         reached = self._reached
         if reached.get(address) != -2:
@@ -69,13 +80,14 @@ class Proof:
             self._reached.get(address - back, 0) > back for back in range(1, _LONGEST_INSTRUCTION)
         )
 
-    # Address -> length of each instruction that is reached; negative for CPUID.
-    def _follow(self, start: int, end: int) -> dict[int, int]:
+    # Address -> length of each instruction that is reached from the start and what is given more;
+    # negative for CPUID.
+    def _follow(self, start: int, end: int, *more: int) -> dict[int, int]:
         code = self._elf.at(start, end - start)
         end = start + len(code)
         decoder = Decoder(64, code, ip=start)
         reached: dict[int, int] = {}
-        pending = [start]
+        pending = [start, *more]
         budget = self._budget
         while pending:
             ip = pending.pop()

@@ -47,19 +47,26 @@ _WORTH_KEEPING = 1 << 20
 
 
 class Sites:
-    """The CPUID byte pairs of one file, as file offsets in rising order."""
+    """The CPUID byte pairs of one file, as file offsets in rising order.
 
-    __slots__ = ("offsets", "unproven")
+    `detours` tells for each of the proven `offsets` how it can be answered in the program
+    (cpuid_detours.encode), or 0.
+    """
 
-    def __init__(self, offsets: tuple[int, ...], unproven: tuple[int, ...]) -> None:
+    __slots__ = ("detours", "offsets", "unproven")
+
+    def __init__(
+        self, offsets: tuple[int, ...], unproven: tuple[int, ...], detours: tuple[int, ...]
+    ) -> None:
         self.offsets = offsets
         self.unproven = unproven
+        self.detours = detours
 
     def __repr__(self) -> str:
         return f"Sites(offsets={self.offsets}, unproven={self.unproven})"
 
 
-NO_SITES = Sites((), ())
+NO_SITES = Sites((), (), ())
 _remembered: dict[tuple[int, int, int, int, int], Sites] = {}
 
 
@@ -218,10 +225,10 @@ def _look_up(fd: int, size: int) -> Sites:
         key = "sha256-" + _digest(elf, text)
         if (sites := _load(elf, key)) is not None:
             return sites
-    offsets, unproven = _prove(elf, hits) if 0 < len(hits) <= _HITS_LIMIT else ((), tuple(hits))
+    found = _prove(elf, hits) if 0 < len(hits) <= _HITS_LIMIT else ((), tuple(hits), ())
     if key and (hits or size >= _WORTH_KEEPING):
-        site_cache.store(key, elf.headers, (offsets, unproven))
-    return Sites(offsets, unproven)
+        site_cache.store(key, elf.headers, found)
+    return Sites(*found)
 
 
 def _load(elf: Elf, key: str) -> Sites | None:
@@ -265,10 +272,16 @@ def _digest(elf: Elf, text: list[tuple[int, int]]) -> str:
     return digest.hexdigest()
 
 
-def _prove(elf: Elf, hits: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _prove(elf: Elf, hits: list[int]) -> site_cache.Found:
     from softsgx.run.cpuid_proof import Proof  # noqa: PLC0415 (the decoder costs 20 ms)
 
     proof = Proof(elf)
-    verdicts = [(offset, proof.covers(offset)) for offset in hits]
-    proven = tuple(offset for offset, verdict in verdicts if verdict)
-    return proven, tuple(offset for offset, verdict in verdicts if verdict is None)
+    proven, detours, unproven = [], [], []
+    for offset in hits:
+        verdict = proof.covers(offset)
+        if verdict:
+            proven.append(offset)
+            detours.append(proof.detour(offset))
+        elif verdict is None:
+            unproven.append(offset)
+    return tuple(proven), tuple(unproven), tuple(detours)

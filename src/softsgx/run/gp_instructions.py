@@ -5,6 +5,7 @@ A program's CPUID where CPUID faulting is in force, and what an enclave may not 
 """
 
 CPUID = b"\x0f\xa2"
+UD2 = b"\x0f\x0b"  # what stands for CPUID: as long, and it traps
 LONGEST = 15
 # INT n; IN, OUT, INS, OUTS in all their forms.
 _UD_OPCODES = frozenset(

@@ -3,19 +3,20 @@
 
 Owns nothing; what has been replaced is recorded in the Mm. Every path call of a program asks the
 supervisor, which costs ten times the call itself, while the answer is nearly always "go on". So a
-site that has asked once is changed, as rr does it: its MOV $number, %eax becomes a jump to a slot
-of the image (csrc/vdso/paths.S), whose code looks at the path itself and asks only where a device
-node could be meant.
+site that has asked once is changed, as rr does it: the MOV $value, %reg before its SYSCALL, of the
+number or of an argument, becomes a jump to a slot of the image (csrc/vdso/paths.S), whose code looks
+at the path itself and asks only where a device node could be meant.
 
-Only what is certain is changed. The seven bytes MOV $number, %eax; SYSCALL have just been
-executed with this number; the page is a file's text, not code that a program makes and may move;
-and no other thread can be in the middle of the five bytes, for there is none. The SYSCALL itself
-stays, so that who stands in it, or jumps to it, finds what was there.
+Only what is certain is changed. The seven bytes MOV $value, %reg; SYSCALL have just been executed,
+and the register had this value; the page is a file's text, not code that a program makes and may
+move; and no other thread can be in the middle of the five bytes, for there is none. The SYSCALL
+itself stays, so that who stands in it, or jumps to it, finds what was there.
 """
 
 import struct
 
 from softsgx.run import numbers as n
+from softsgx.run.slots import JUMP_SIZE, free_slot, jump, path_slot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,43 +25,26 @@ if TYPE_CHECKING:
     from softsgx.run.vdso import VdsoImage
 
 _MOV_EAX = 0xB8
-_SITE = struct.Struct("<BBiH")  # the byte before, MOV's opcode and operand, SYSCALL
+_ARGUMENTS = {0xBF: 0, 0xBE: 1, 0xBA: 2}  # MOV to EDI, ESI, EDX
+_SITE = struct.Struct("<BBIH")  # the byte before, MOV's opcode and operand, SYSCALL
 _SYSCALL = 0x050F
 _SITE_SIZE = 7
-_JUMP_SIZE = 5
-# Before B8, these make it a part of another instruction: REX prefixes, and LEA (MOV to memory or
-# from it at address "number" would have faulted).
+# Before the opcode, these make it a part of another instruction: REX prefixes, and LEA (MOV from or to
+# memory at such an address would have faulted).
 _NOT_BEFORE = frozenset((*range(0x40, 0x50), 0x8D))
-_LEA_DOWN = b"\x48\x8d\x64\x24\x80"  # lea -128(%rsp), %rsp
-_LEA_UP = b"\x48\x8d\xa4\x24\x80\x00\x00\x00"  # lea 128(%rsp), %rsp
-_RELATIVE = struct.Struct("<Bi")
-_CALL, _JMP = 0xE8, 0xE9
-_CALL_END, _SLOT_END = 15, 28
-SLOT_SIZE = 32
-_REACH = 1 << 31
 _PAGEMAP_FILE = 1 << 61  # Documentation/admin-guide/mm/pagemap.rst
 _PAGEMAP_PRESENT = 1 << 63
 
 
-def site_of(code: bytes, number: int) -> bool:
-    """Tell whether 8 bytes end in MOV $number, %eax; SYSCALL."""
+def site_of(code: bytes, number: int, args: tuple[int, ...]) -> bool:
+    """Tell whether 8 bytes end in MOV $value, %reg; SYSCALL, and the call was made with that value."""
     if len(code) != _SITE.size:
         return False
     before, opcode, operand, last = _SITE.unpack(code)
-    return before not in _NOT_BEFORE and (opcode, operand, last) == (_MOV_EAX, number, _SYSCALL)
-
-
-def slot_code(at: int, number: int, call: int, back: int) -> bytes:
-    """Assemble the slot at address `at`: the code that paths.S describes."""
-    return b"".join(
-        (
-            _LEA_DOWN,
-            _RELATIVE.pack(_MOV_EAX, number),
-            _RELATIVE.pack(_CALL, call - (at + _CALL_END)),
-            _LEA_UP,
-            _RELATIVE.pack(_JMP, back - (at + _SLOT_END)),
-        )
+    value = (
+        number if opcode == _MOV_EAX else args[_ARGUMENTS[opcode]] if opcode in _ARGUMENTS else -1
     )
+    return before not in _NOT_BEFORE and operand == value & 0xFFFFFFFF and last == _SYSCALL
 
 
 def executable_files(maps: bytes) -> list[tuple[int, int]]:
@@ -88,23 +72,21 @@ class PathSites:
         if mm.users > 1 or tracee.process.threads > 1:
             return  # another thread may execute these bytes now; later there may be none
         start = call.ip - _SITE_SIZE
-        slot = self._vdso.path_slots + mm.path_slots_used * SLOT_SIZE
-        at = mm.image + slot
+        at = free_slot(mm, self._vdso, start)
+        site = mm.read(start - 1, _SITE.size)
         if (
-            not site_of(mm.read(start - 1, _SITE.size), call.number)
-            or slot >= self._vdso.path_slots_end
-            or not -_REACH <= at - call.ip < _REACH - SLOT_SIZE
+            not site_of(site, call.number, call.args)
+            or not at
             or not self._is_file_text(tracee, start)
         ):
             mm.path_sites_left.add(call.ip)
             return
-        code = slot_code(at, call.number, mm.image + self._vdso.path_call, call.ip)
+        code = path_slot(at, site[1 : 1 + JUMP_SIZE], mm.image + self._vdso.path_call, call.ip)
         if not mm.write(at, code):
             return
-        mm.path_slots_used += 1
-        jump = _RELATIVE.pack(_JMP, at - (start + _JUMP_SIZE))
-        mm.write(start, jump)
-        for address in (start, start + _JUMP_SIZE - 1):
+        mm.slots_used += 1
+        mm.write(start, jump(start, at))
+        for address in (start, start + JUMP_SIZE - 1):
             mm.changed_pages.add(address // n.PAGE_SIZE)
 
     @staticmethod

@@ -11,15 +11,14 @@ import errno
 import os
 import stat
 import struct
-from contextlib import suppress
 
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
+from softsgx.run.cpuid_changes import CpuidChanges
 from softsgx.run.cpuid_sites import NO_SITES, Sites, cpuid_sites
 from softsgx.run.executable import privilege
 from softsgx.run.ptrace import TraceeGone
 from softsgx.run.tracee import NO_SYSCALL, Injector, Tracee, failed
-from softsgx.run.traps import UD2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,12 +63,18 @@ class Programs:
     """Prepares the image of every program that a traced thread executes."""
 
     def __init__(
-        self, vdso: "VdsoImage", observer: "Observer", *, leave_text: bool = False
+        self,
+        vdso: "VdsoImage",
+        observer: "Observer",
+        *,
+        leave_text: bool = False,
+        detours: bool = True,
     ) -> None:
         self._vdso = vdso
         self._observer = observer
         self._leave_text = leave_text
         self._may_fault = True
+        self._sites = CpuidChanges(vdso, detours=detours)
 
     def exec(self, tracee: Tracee) -> None:
         """Prepare a fresh image at its exec stop, and let it start."""
@@ -164,19 +169,19 @@ class Programs:
             return
         base = tracee.run_to_exit()
         if not failed(base):
-            for site in here:
-                self._patch(tracee, base + site - offset)
+            self._sites.change(tracee, [(base + site - offset, detour) for site, detour in here])
         ptrace.cont(tracee.tid)
 
-    def _proven(self, tracee: Tracee, path: str, offset: int, end: int) -> list[int]:
-        sites = self._sites(path)
+    def _proven(self, tracee: Tracee, path: str, offset: int, end: int) -> list[tuple[int, int]]:
+        sites = self._look_up(path)
         unproven = sum(offset <= site < end for site in sites.unproven)
         if unproven:
             self._observer.cpuid_unproven(tracee, os.path.realpath(path), unproven)
-        return [site for site in sites.offsets if offset <= site < end]
+        both = zip(sites.offsets, sites.detours, strict=True)
+        return [(site, detour) for site, detour in both if offset <= site < end]
 
     @staticmethod
-    def _sites(path: str) -> Sites:
+    def _look_up(path: str) -> Sites:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
@@ -198,9 +203,7 @@ class Programs:
                 lines = maps.readlines()
         except OSError:
             return
-        program = b""
-        with suppress(OSError):
-            program = os.readlink(f"/proc/{pid}/exe".encode())
+        program = self._own_file(pid)
         for line in lines:
             fields = line.split(None, 5)
             if len(fields) < 6 or b"x" not in fields[1] or not fields[5].startswith(b"/"):
@@ -212,12 +215,12 @@ class Programs:
             if not os.access(path, os.R_OK):
                 # Only root may open it. A program may have no name: in a memfd, or removed.
                 path = f"/proc/{pid}/exe" if name == program else os.fsdecode(name)
-            for site in self._proven(tracee, path, offset, offset + high - low):
-                self._patch(tracee, low + site - offset)
+            here = self._proven(tracee, path, offset, offset + high - low)
+            self._sites.change(tracee, [(low + site - offset, detour) for site, detour in here])
 
     @staticmethod
-    def _patch(tracee: Tracee, address: int) -> None:
-        # The bytes are looked at once more: the file may have changed since it was mapped.
-        if tracee.mm.read(address, 2) == b"\x0f\xa2" and tracee.mm.write(address, UD2):
-            tracee.mm.cpuid_sites.add(address)
-            tracee.mm.changed_pages.update((address // _PAGE, (address + 1) // _PAGE))
+    def _own_file(pid: int) -> bytes:
+        try:
+            return os.readlink(f"/proc/{pid}/exe".encode())
+        except OSError:
+            return b""

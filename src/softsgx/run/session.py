@@ -87,6 +87,7 @@ def run_program(
     xcr0 = vdso.native_xgetbv(0)
     observer = Observer(trace)
     model = Model(epc, xcr0, xsave_sizes(vdso, xcr0), vdso.native_cpuid(0)[0])
+    vdso.answer_cpuid_by(model.cpuid_rows)
     state.prepare()
 
     def platform() -> "Platform":
@@ -104,7 +105,14 @@ def run_program(
     gc.freeze()
     gc.enable()
     supervisor = Supervisor(
-        platform, model, vdso, observer, xcr0, kill_on_exit=kill_on_exit, leave_text=leave_text
+        platform,
+        model,
+        vdso,
+        observer,
+        xcr0,
+        kill_on_exit=kill_on_exit,
+        leave_text=leave_text,
+        detours=trace is None and not stats,
     )
     status = supervisor.follow(pid, listener, mask, ignored)
     if stats:

@@ -7,7 +7,8 @@ that is damaged, or was made for a file with other headers, is a miss; a directo
 written costs speed, never a run.
 
 Entry, little endian: magic (8), CRC-32 of what follows (4), length of the identity (4), number of
-proven and of unproven offsets (4, 4), the identity, the offsets (8 each).
+proven and of unproven offsets (4, 4), the identity, the offsets (8 each), and for each proven one
+its detour (8).
 """
 
 # pathlib would cost the start of every run some milliseconds.
@@ -16,11 +17,12 @@ from binascii import crc32
 from struct import Struct, error, pack, unpack_from
 
 # The digit counts up when the proof changes, so that no entry outlives the rules it was made by.
-_MAGIC = b"sgxcpu3\n"
+_MAGIC = b"sgxcpu4\n"
 _HEAD = Struct("<8sIIII")
 _LARGEST_ENTRY = 8 << 20
 
-Found = tuple[tuple[int, ...], tuple[int, ...]]
+# Proven offsets, unproven ones, and for each proven one its detour.
+Found = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 def directory() -> str | None:
@@ -36,7 +38,7 @@ def directory() -> str | None:
 
 
 def load(key: str, identity: bytes) -> Found | None:
-    """Give the proven and unproven offsets kept under a key for this identity, or None."""
+    """Give what is kept under a key for this identity, or None."""
     where = directory()
     if where is None:
         return None
@@ -54,13 +56,13 @@ def load(key: str, identity: bytes) -> Found | None:
 
 
 def store(key: str, identity: bytes, found: Found) -> None:
-    """Keep the proven and unproven offsets under a key; does nothing where it cannot."""
+    """Keep what was found under a key; does nothing where it cannot."""
     where = directory()
     if where is None:
         return
-    proven, unproven = found
+    proven, unproven, detours = found
     body = pack("<III", len(identity), len(proven), len(unproven)) + identity
-    offsets = (*proven, *unproven)
+    offsets = (*proven, *unproven, *detours)
     body += pack(f"<{len(offsets)}Q", *offsets)
     entry = _MAGIC + pack("<I", crc32(body)) + body
     if len(entry) > _LARGEST_ENTRY:
@@ -104,9 +106,10 @@ def _decode(entry: bytes, identity: bytes) -> Found | None:
         offsets_at = _HEAD.size + identity_length
         if entry[_HEAD.size : offsets_at] != identity:
             return None
-        if len(entry) != offsets_at + 8 * (proven + unproven):
+        count = proven + unproven + proven
+        if len(entry) != offsets_at + 8 * count:
             return None
-        offsets = unpack_from(f"<{proven + unproven}Q", entry, offsets_at)
+        offsets = unpack_from(f"<{count}Q", entry, offsets_at)
     except error:
         return None
-    return offsets[:proven], offsets[proven:]
+    return offsets[:proven], offsets[proven : proven + unproven], offsets[proven + unproven :]

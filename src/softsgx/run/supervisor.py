@@ -62,7 +62,8 @@ def clone_flags(tracee: Tracee, tid: int) -> int:
 class Supervisor:
     """Follows a process tree until its last thread has ended.
 
-    `platform` is called when a program first asks for SGX; `model` is what its CPUID tells.
+    `platform` is called when a program first asks for SGX; `model` is what its CPUID tells. With
+    `detours` the image may answer CPUID, which then nobody sees.
     """
 
     def __init__(
@@ -75,12 +76,13 @@ class Supervisor:
         *,
         kill_on_exit: bool = False,
         leave_text: bool = False,
+        detours: bool = True,
     ) -> None:
         self._platform = platform
         self._observer = observer
         self._xcr0 = xcr0
         self._machine: Machine | None = None
-        self._programs = Programs(vdso, observer, leave_text=leave_text)
+        self._programs = Programs(vdso, observer, leave_text=leave_text, detours=detours)
         self._traps = Traps(model, vdso, observer, lambda: self._sgx.traps)
         sites = None if leave_text else PathSites(vdso)
         self._paths = PathCalls(NODES, LINKS, self._open_node, sites, self._kind_of)

@@ -72,7 +72,7 @@ class Mm:
         self.path_ask = 0
         self.cpuid_sites: set[int] = set()
         self.cpuid_faults = False  # every CPUID is a #GP here, and no text is changed for it
-        self.path_slots_used = 0
+        self.slots_used = 0
         self.path_sites_left: set[int] = set()  # sites of path calls that stay as they are
         self.changed_pages: set[int] = set()  # pages of text that we have written to
         self.text: list[tuple[int, int]] = []  # private executable mappings of files, as last seen
@@ -107,7 +107,7 @@ class Mm:
         child.path_flag = self.path_flag
         child.path_load = self.path_load
         child.path_ask = self.path_ask
-        child.path_slots_used = self.path_slots_used
+        child.slots_used = self.slots_used
         child.path_sites_left = set(self.path_sites_left)
         child.changed_pages = set(self.changed_pages)
         child.text = self.text

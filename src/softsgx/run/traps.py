@@ -16,7 +16,7 @@ from softsgx.run.delivery import (
     resume,
     unforce,
 )
-from softsgx.run.gp_instructions import CPUID, LONGEST, cpuid_length
+from softsgx.run.gp_instructions import CPUID, LONGEST, UD2, cpuid_length
 from softsgx.run.tracee import Tracee
 
 TYPE_CHECKING = False
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from softsgx.run.vdso import VdsoImage
 
 ENCLU = b"\x0f\x01\xd7"
-UD2 = b"\x0f\x0b"
 _COMMON = (2, 4)  # EENTER, EEXIT
 
 

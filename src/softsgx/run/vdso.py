@@ -16,6 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from softsgx.cpu.model import CpuidRow
+
     _Cpuid = Callable[[int, int, ctypes.Array[ctypes.c_uint32]], None]
     _Xgetbv = Callable[[int], int]
 
@@ -43,8 +45,10 @@ _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_GNU_HASH = 4, 5, 6, 0x6FFFFEF5
 _PHDR = struct.Struct("<2I6Q")  # type flags offset vaddr paddr filesz memsz align
 _SYM = struct.Struct("<IBBHQQ")  # name info other shndx value size
 _DYN = struct.Struct("<qQ")
-_NOTE = struct.Struct("<3I8s12I")  # the note of csrc/vdso/vdso.lds, whole
-_NOTE_HEAD = (8, 48, 2, b"softsgx\0")
+_NOTE = struct.Struct("<3I8s15I")  # the note of csrc/vdso/vdso.lds, whole
+_NOTE_HEAD = (8, 60, 3, b"softsgx\0")
+_ROW = struct.Struct("<12I")  # detours.S
+_NATIVE_ROW = (0, 0, 0, 0, (0xFFFF_FFFF,) * 4, (0,) * 4)
 _HOST_TABLE = struct.Struct(f"<{len(HOST_FUNCTIONS)}Q")
 
 _ECX_OSXSAVE = 1 << 27  # CPUID.1
@@ -54,11 +58,15 @@ class VdsoImage:
     """The image: its bytes, padded to whole pages, and where its hidden parts are.
 
     ``enclu`` (the AEP too), ``handle_exception``, ``syscall`` (for injected calls), ``cpuid``,
-    ``xgetbv``, ``host_table`` and the ``path_`` ones (paths.S) are offsets from the start of the image.
+    ``xgetbv``, ``host_table``, the ``path_`` ones (paths.S), ``answer_cpuid``, ``slots`` and
+    ``slots_end`` (detours.S) are offsets from the start of the image.
     """
 
     __slots__ = (
+        "_cpuid_rows",
+        "_cpuid_rows_end",
         "_stubs",
+        "answer_cpuid",
         "cpuid",
         "data",
         "enclu",
@@ -69,9 +77,9 @@ class VdsoImage:
         "path_call",
         "path_flag",
         "path_load",
-        "path_slots",
-        "path_slots_end",
         "size",
+        "slots",
+        "slots_end",
         "syscall",
         "xgetbv",
     )
@@ -91,8 +99,11 @@ class VdsoImage:
             self.path_load,
             self.path_ask,
             self.path_flag,
-            self.path_slots,
-            self.path_slots_end,
+            self.answer_cpuid,
+            self._cpuid_rows,
+            self._cpuid_rows_end,
+            self.slots,
+            self.slots_end,
         ) = _descriptor(path, content)
         self._stubs: tuple[_Cpuid, _Xgetbv] | None = None
 
@@ -112,6 +123,15 @@ class VdsoImage:
                 f"{wanted}: no vDSO image ({error.strerror}); install the package, or build the image in"
                 f" the source tree: sh csrc/vdso/build.sh {wanted}"
             ) from None
+
+    def answer_cpuid_by(self, rows: "tuple[CpuidRow, ...]") -> None:
+        """Let CPUID be answered by these rows in every process that is given the image from now on."""
+        encoded = b"".join(_ROW.pack(*row[:4], *row[4], *row[5]) for row in (*rows, _NATIVE_ROW))
+        room = self._cpuid_rows_end - self._cpuid_rows
+        if len(encoded) > room:
+            raise ValueError(f"{len(rows)} rows of CPUID; {room // _ROW.size - 1} have room")
+        end = self._cpuid_rows + len(encoded)
+        self.data = self.data[: self._cpuid_rows] + encoded + self.data[end:]
 
     @property
     def gadget(self) -> bytes:
@@ -207,7 +227,7 @@ def _descriptor(path: str, image: bytes) -> tuple[int, ...]:
             fields = _NOTE.unpack_from(image, address)
             if fields[:4] == _NOTE_HEAD:
                 return fields[4:]
-    raise SoftsgxError(f"{path}: not a vDSO image of this version of softsgx (no note of type 2)")
+    raise SoftsgxError(f"{path}: not a vDSO image of this version of softsgx (no note of type 3)")
 
 
 def _program_headers(image: bytes) -> list[tuple[int, ...]]:

@@ -143,8 +143,8 @@ static void clean_up(void *unused)
 
 static void *blocked(void *path)
 {
-	pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL);
 	pthread_cleanup_push(clean_up, NULL);
+	pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL);
 	open(path, O_RDONLY);
 	pthread_cleanup_pop(0);
 	return NULL;

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The slots of the vDSO image: where a place in a program's own code is led to, and how it goes back.
+
+Owns nothing; which slots of an image are in use is the Mm's. The code is what csrc/vdso/detours.S
+describes: a slot leaves the red zone alone, calls the image's function, and ends in the jump back.
+"""
+
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from softsgx.run.tracee import Mm
+    from softsgx.run.vdso import VdsoImage
+
+SLOT_SIZE = 64
+JUMP_SIZE = 5
+_LEA_DOWN = b"\x48\x8d\x64\x24\x80"  # lea -128(%rsp), %rsp
+_LEA_UP = b"\x48\x8d\xa4\x24\x80\x00\x00\x00"  # lea 128(%rsp), %rsp
+_NOP = b"\x90"
+_NOP5 = b"\x0f\x1f\x44\x00\x00"
+_CALL, _JMP = 0xE8, 0xE9
+_WITH_OPERAND = struct.Struct("<Bi")
+_CALL_END = 15
+_MOVED_AT = 23
+# What is left for the program's own instructions.
+MOVED_MOST = SLOT_SIZE - _MOVED_AT - JUMP_SIZE
+_REACH = 1 << 31
+
+
+def jump(at: int, to: int) -> bytes:
+    """Assemble a jump of 5 bytes that stands at an address."""
+    return _WITH_OPERAND.pack(_JMP, to - (at + JUMP_SIZE))
+
+
+def path_slot(at: int, mov: bytes, call: int, back: int) -> bytes:
+    """Assemble the slot at `at` of a path call.
+
+    `mov` is what stood where the jump is, `call` the image's function, `back` the way back.
+    """
+    return _slot(at, mov, call, b"", back)
+
+
+def cpuid_slot(at: int, call: int, moved: bytes, back: int) -> bytes:
+    """Assemble the slot of a CPUID with the instructions that moved, already as they have to be there."""
+    return _slot(at, _NOP5, call, moved, back)
+
+
+def moved_to(at: int) -> int:
+    """Give where the program's own instructions stand in the slot at `at`."""
+    return at + _MOVED_AT
+
+
+def _slot(at: int, first: bytes, call: int, moved: bytes, back: int) -> bytes:
+    calling = _WITH_OPERAND.pack(_CALL, call - (at + _CALL_END))
+    body = _LEA_DOWN + first + calling + _LEA_UP + moved
+    return body.ljust(SLOT_SIZE - JUMP_SIZE, _NOP) + jump(at + SLOT_SIZE - JUMP_SIZE, back)
+
+
+def free_slot(mm: "Mm", vdso: "VdsoImage", near: int) -> int:
+    """Give the address of the next free slot that a jump at `near` reaches, or 0."""
+    offset = vdso.slots + mm.slots_used * SLOT_SIZE
+    at = mm.image + offset
+    reachable = -_REACH + SLOT_SIZE <= at - near < _REACH - SLOT_SIZE
+    return at if mm.image and offset < vdso.slots_end and reachable else 0

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CPUID that is answered in the program: where a jump has room, and nowhere else."""
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from softsgx.cpu.model import Model
+from softsgx.run.vdso import VdsoImage
+
+if TYPE_CHECKING:
+    from conftest import Harness
+
+JUMP, UD2 = "e9", "0b"
+# Where something leads right behind CPUID, and where nothing does.
+WANTED = {
+    "room": JUMP,
+    "displaced": JUMP,
+    "entered": UD2,
+    "cold": UD2,
+    "chosen": UD2,
+    "beside": JUMP,
+}
+
+
+def run(softsgx: "Harness", *options: str) -> dict[str, str]:
+    program = softsgx.program("cpuid_detour", "-ldl")
+    library = softsgx.program("cpuid_detour_library.so", "-shared", "-fPIC")
+    ended = softsgx.run(program, library, options=options)
+    lines = [line.split() for line in ended.out.splitlines()]
+    assert ended.status == 0, ended
+    assert {line[0]: line[2] for line in lines} == dict.fromkeys(WANTED, "right"), ended.out
+    return {line[0]: line[1] for line in lines}
+
+
+@pytest.mark.live
+def test_a_jump_stands_where_it_has_room_and_nothing_leads_into_it(softsgx: "Harness") -> None:
+    assert run(softsgx) == WANTED
+
+
+@pytest.mark.live
+def test_every_cpuid_traps_where_they_are_counted(softsgx: "Harness") -> None:
+    assert run(softsgx, "--stats") == dict.fromkeys(WANTED, UD2)
+
+
+def test_more_rows_than_have_room_are_refused() -> None:
+    image = VdsoImage.load()
+    rows = Model(max_leaf=0).cpuid_rows
+    before = image.data
+    image.answer_cpuid_by(rows)
+    assert len(image.data) == len(before) == image.size
+    assert image.data != before
+    with pytest.raises(ValueError, match="rows of CPUID"):
+        image.answer_cpuid_by(rows * 2)
