@@ -39,6 +39,10 @@ def test_a_blocked_fault_signal_waits_until_the_thread_is_outside(softsgx: "Harn
     softsgx.checked("sent_inside", "blocked")
 
 
+def test_a_stop_that_has_ended_does_not_come_back(softsgx: "Harness") -> None:
+    softsgx.checked("sent_inside", "stopped")
+
+
 def test_sigterm_to_the_run_reaches_who_is_left(softsgx: "Harness") -> None:
     # In a pipe, so that the first program is gone before the word is there to read.
     rest = (

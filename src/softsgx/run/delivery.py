@@ -12,12 +12,14 @@ import struct
 
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
-from softsgx.run.tracee import Tracee, handler_of, kernel_action
+from softsgx.run.tracee import GROUP_STOPS, Tracee, handler_of, kernel_action
 
 SIG_IGN = 1
 SI_KERNEL = 0x80
 TRAP_HWBKPT = 4
 _ALL = (1 << 64) - 1
+_SIGSTKFLT = 16  # nobody sends it
+_SIGCONT = 18
 SIGINFO_HEAD = struct.Struct("<iii4xQ")  # si_signo, si_errno, si_code, si_addr
 
 
@@ -67,6 +69,11 @@ def _caught(tracee: Tracee, signal: int) -> bool:
     return True
 
 
+def stops(tracee: Tracee, signal: int) -> bool:
+    """Tell whether the action of a signal is to stop the process."""
+    return signal in GROUP_STOPS and not _caught(tracee, signal)
+
+
 def restore_actions(tracee: Tracee) -> None:
     """Put back the actions that forced deliveries have reset."""
     reset, tracee.fault_reset = tracee.fault_reset, 0
@@ -105,9 +112,11 @@ def deliver(tracee: Tracee, signal: int, info: bytes) -> None:
         # An injected call has ended the signal-delivery stop: ask for another one, before
         # the thread's next instruction and before any other signal.
         tracee.borrowed = False
-        ptrace.set_sigmask(tid, ~bit(signal) & _ALL)
-        ptrace.tgkill(tracee.process.pid, tid, signal)
-        tracee.go_to_signal(signal)
+        # SIGCONT by the stop of another: sent again, it would end a stop from after it.
+        sent = _SIGSTKFLT if signal == _SIGCONT else signal
+        ptrace.set_sigmask(tid, ~bit(sent) & _ALL)
+        ptrace.tgkill(tracee.process.pid, tid, sent)
+        tracee.go_to_signal(sent)
     ptrace.set_sigmask(tid, mask)
     ptrace.set_siginfo(tid, info)
     pass_on(tracee, signal)
@@ -117,4 +126,4 @@ def pass_on(tracee: Tracee, signal: int) -> None:
     """Let the thread have the signal that it stopped for, as it is."""
     if signal in n.FAULT_SIGNALS:
         tracee.process.spend_handler(signal)
-    ptrace.cont(tracee.tid, signal)
+    tracee.go_on(signal)

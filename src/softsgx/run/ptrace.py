@@ -203,9 +203,9 @@ def cont_to_syscall(tid: int, signal: int = 0) -> None:
     _call(PTRACE_SYSCALL, tid, None, signal)
 
 
-def cont_without_calls(tid: int) -> None:
+def cont_without_calls(tid: int, signal: int = 0) -> None:
     """Let a stopped thread run on; a system call that it makes stops it and is not carried out."""
-    _call(PTRACE_SYSEMU, tid, None, 0)
+    _call(PTRACE_SYSEMU, tid, None, signal)
 
 
 def listen(tid: int) -> None:

@@ -346,12 +346,12 @@ class Tracee:
         """Write the registers at a stop."""
         ptrace.set_regs(self.tid, self.regs)
 
-    def go_on(self) -> None:
+    def go_on(self, signal: int = 0) -> None:
         """Let the thread run on as its mode wants it: inside, the kernel carries out no call."""
         if self.inside:
-            ptrace.cont_without_calls(self.tid)
+            ptrace.cont_without_calls(self.tid, signal)
         else:
-            ptrace.cont(self.tid)
+            ptrace.cont(self.tid, signal)
 
     def go_to_signal(self, signal: int) -> None:
         """Let the thread run into the delivery stop of a signal that was just sent to it."""

@@ -14,6 +14,7 @@ from softsgx.run.delivery import (
     bit,
     pass_on,
     resume,
+    stops,
     unforce,
 )
 from softsgx.run.gp_instructions import CPUID, LONGEST, UD2, cpuid_length
@@ -76,7 +77,9 @@ class Traps:
                 tracee.held.append((signal, info))
                 tracee.go_on()
                 return
-        if tracee.inside:
+        # A stop leaves the thread inside, as that of another thread of its process does. After an
+        # AEX it may have to be sent again, and would then outlive the SIGCONT that has ended it.
+        if tracee.inside and not stops(tracee, signal):
             self._enclaves().on_signal_inside(tracee, signal, ptrace.get_siginfo(tracee.tid))
         else:
             pass_on(tracee, signal)

@@ -3,6 +3,8 @@
  * Signals that others send to a thread inside an enclave keep what they carry.
  *
  *     sent_inside ENCLAVE SIGSTRUCT values|blocked
+ *     sent_inside ENCLAVE SIGSTRUCT stopped      blocked, and a stop that SIGCONT ends at once, both
+ *                                                while whoever traces this program is stopped itself
  */
 #include "host.h"
 
@@ -64,7 +66,7 @@ static void values(void)
 }
 
 /* The mailbox is shared: another process tells the enclave when to leave. */
-static void blocked(void)
+static void blocked(bool stopping)
 {
 	struct op *op = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	pid_t parent = getpid(), pid;
@@ -95,6 +97,15 @@ static void blocked(void)
 	kill(pid, SIGBUS);
 	usleep(100000);
 	check_equal("it is not taken inside", waitpid(pid, &status, WNOHANG), 0);
+	if (stopping) {
+		kill(getppid(), SIGSTOP);
+		usleep(100000);
+		kill(pid, SIGSTOP);
+		usleep(100000);
+		kill(pid, SIGCONT);
+		kill(getppid(), SIGCONT);
+		usleep(100000);
+	}
 	*(volatile unsigned long *)&op->c = 1;
 	waitpid(pid, &status, 0);
 	check_equal("status of the process that blocks it", status, 0);
@@ -108,6 +119,6 @@ int main(int argc, char **argv)
 	if (argc > 3 && !strcmp(argv[3], "values"))
 		values();
 	else
-		blocked();
+		blocked(!strcmp(argv[3], "stopped"));
 	return finish();
 }
