@@ -124,6 +124,12 @@ def test_an_unfit_host_is_refused_with_the_remedy(
         host.require_host()
 
 
+def test_a_host_without_proc_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "exists", lambda _: False)
+    with pytest.raises(SoftsgxError, match="mount -t proc"):
+        host.require_host()
+
+
 def test_the_kernel_floor_itself_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "uname", lambda: Uname(release="5.19.0"))
     host.require_host()
@@ -161,25 +167,29 @@ def test_a_sandbox_without_userfaultfd_is_told_so(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(probes, "_call", refuse(numbers.SYS_USERFAULTFD, errno.EPERM))
     found = {probe.name: probe for probe in probes.userfaultfd()}
     assert not any(probe.ok for probe in found.values())
+    assert found["userfaultfd"].need == host.USEFUL
+    assert "PROT_NONE" in found["userfaultfd"].value
     assert "container" in found["userfaultfd"].fix
 
 
-# A sandbox as a container has it: a filter that refuses one system call with EPERM.
+# A sandbox as a container has it: a filter that refuses one system call with EPERM, or kills for it.
 SANDBOX = """
 import ctypes, struct, sys
 from softsgx.run import probes
-refused, probe = int(sys.argv[1]), sys.argv[2]
+refused, probe, action = int(sys.argv[1]), sys.argv[2], int(sys.argv[3], 16)
 code = struct.pack("<HBBI", 0x20, 0, 0, 0)
 code += struct.pack("<HBBI", 0x15, 0, 1, refused)
-code += struct.pack("<HBBI", 0x06, 0, 0, 0x00050001)
+code += struct.pack("<HBBI", 0x06, 0, 0, action)
 code += struct.pack("<HBBI", 0x06, 0, 0, 0x7FFF0000)
 buffer = ctypes.create_string_buffer(code, len(code))
 fprog = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", 4, ctypes.addressof(buffer)))
 assert probes._libc.prctl(38, 1, 0, 0, 0) == 0
 assert probes._libc.prctl(22, 2, fprog, 0, 0) == 0
 found = getattr(probes, probe)()
-print(int(found.ok), found.name, found.value, found.fix, sep="|")
+for found in found if isinstance(found, list) else [found]:
+    print(int(found.ok), found.need, found.value, found.fix, sep="|")
 """
+ERRNO, KILL = "50001", "80000000"
 
 
 @pytest.mark.parametrize(
@@ -188,20 +198,36 @@ print(int(found.ok), found.name, found.value, found.fix, sep="|")
         (310, "process_vm", "allow process_vm_readv and process_vm_writev"),
         (311, "process_vm", "allow process_vm_readv and process_vm_writev"),
         (101, "ptrace", "--cap-add SYS_PTRACE"),
+        (53, "descriptors", "allow socketpair"),
+        (319, "executable_memfd", "executable mappings"),
+        (323, "userfaultfd", "allow the system call userfaultfd"),
     ],
 )
 def test_what_a_sandbox_refuses_is_found_with_its_fix(refused: int, probe: str, fix: str) -> None:
-    command = [sys.executable, "-c", SANDBOX, str(refused), probe]
+    command = [sys.executable, "-c", SANDBOX, str(refused), probe, ERRNO]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    ok, _, value, said = done.stdout.strip().split("|")
-    assert (ok, value) == ("0", "refused: Operation not permitted")
+    ok, _, value, said = done.stdout.splitlines()[0].split("|")
+    assert (ok, value.partition(":")[0]) == ("0", "refused")
+    assert "Operation not permitted" in value
     assert fix in said or "ptrace_scope" in said
+
+
+@pytest.mark.parametrize(
+    ("refused", "probe"),
+    [(101, "ptrace"), (311, "process_vm"), (323, "userfaultfd"), (317, "seccomp")],
+)
+def test_a_sandbox_that_kills_is_survived_and_told(refused: int, probe: str) -> None:
+    command = [sys.executable, "-c", SANDBOX, str(refused), probe, KILL]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    ok, need, value, _ = done.stdout.splitlines()[0].split("|")
+    assert (ok, value.partition(":")[0]) == ("0", f"answered by signal {signal.SIGSYS}")
+    assert need == host.ESSENTIAL
 
 
 @pytest.mark.parametrize("probe", ["process_vm", "ptrace"])
 def test_without_that_refusal_the_same_probe_works(probe: str) -> None:
     # 999 is no system call: the sandbox refuses nothing.
-    command = [sys.executable, "-c", SANDBOX, "999", probe]
+    command = [sys.executable, "-c", SANDBOX, "999", probe, ERRNO]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("1|"), done.stdout
 
@@ -209,7 +235,7 @@ def test_without_that_refusal_the_same_probe_works(probe: str) -> None:
 def test_only_what_a_run_can_do_without_is_not_essential() -> None:
     needs = {probe.name: probe.need for probe in host.probe_host()}
     assert needs["ptrace"] == host.ESSENTIAL
-    assert needs["process_vm_readv"] == host.USEFUL
+    assert {needs["process_vm_readv"], needs["userfaultfd"]} == {host.USEFUL}
 
 
 def test_a_second_listener_is_told_from_a_forbidden_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,9 +253,9 @@ def test_a_memfd_that_may_not_be_executable_is_told(monkeypatch: pytest.MonkeyPa
     assert "vm.memfd_noexec" in probe.fix
 
 
-def test_a_child_that_is_killed_for_a_call_counts_as_refused() -> None:
+def test_a_child_that_is_killed_for_a_call_tells_the_signal() -> None:
     def killed() -> int:
         os.kill(os.getpid(), signal.SIGKILL)
         return 0
 
-    assert probes._in_child(killed) == errno.EPERM
+    assert probes._in_child(killed) == -signal.SIGKILL

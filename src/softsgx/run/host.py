@@ -36,12 +36,17 @@ class Probe:
         return f"Probe({self.name!r}, {self.need!r}, ok={self.ok}, value={self.value!r})"
 
 
+def forbidden(what: str, why: str | None) -> SoftsgxError:
+    """Refuse a host that lacks what a run has just asked for."""
+    return SoftsgxError(f"this host forbids {what} ({why}): `softsgx info` tells the fix")
+
+
 def require_host() -> None:
     """Refuse a host on which no run can work, by what costs nothing to ask.
 
     Raises SoftsgxError. What is costly to find out shows when the run first needs it.
     """
-    for probe in (architecture(), kernel()):
+    for probe in (architecture(), kernel(), procfs()):
         if not probe.ok:
             raise SoftsgxError(f"this host has {probe.name} {probe.value}: {probe.fix}")
 
@@ -53,8 +58,10 @@ def probe_host() -> list[Probe]:
     return [
         architecture(),
         kernel(),
+        procfs(),
         probes.ptrace(),
         probes.process_vm(),
+        *probes.descriptors(),
         *probes.seccomp(),
         *probes.userfaultfd(),
         probes.executable_memfd(),
@@ -92,6 +99,19 @@ def kernel() -> Probe:
         release,
         "userfaultfd write-protection of shared memory",
         f"use Linux {KERNEL_FLOOR[0]}.{KERNEL_FLOOR[1]} or newer",
+    )
+
+
+def procfs() -> Probe:
+    """Tell whether /proc is that of this process's PID namespace."""
+    ok = os.path.exists("/proc/self/mem")
+    return Probe(
+        "/proc",
+        ESSENTIAL,
+        ok,
+        "mounted" if ok else "not mounted",
+        "shows a program's memory, mappings and descriptors",
+        "mount it: mount -t proc proc /proc (unshare --mount-proc)",
     )
 
 

@@ -21,12 +21,15 @@ from softsgx.run import numbers as n
 from softsgx.run.host import ESSENTIAL, INFORMATION, USEFUL, Probe
 
 _SYS_PRCTL = 157
+_SYS_SIGNALFD4 = 289
+_SYS_INOTIFY_INIT1 = 294
 _SYS_PROCESS_VM_READV = 310
 _SYS_PROCESS_VM_WRITEV = 311
 _SYS_MEMFD_CREATE = 319
 _SYS_PKEY_ALLOC = 330
 _SYS_PKEY_FREE = 331
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_SYSCALL_USER_DISPATCH = 59
 _PTRACE_SEIZE = 0x4206
@@ -42,6 +45,8 @@ _RET_ALLOW = 0x7FFF0000
 
 _UFFD_USER_MODE_ONLY = 1
 _UFFDIO_API = 0xC018AA3F
+_UFFDIO_REGISTER = 0xC020AA00
+_UFFD_MODE_MISSING = 1
 _UFFD_API = 0xAA
 _UFFD_FEATURES = {
     "EVENT_FORK": 1 << 1,
@@ -81,7 +86,7 @@ _word = ctypes.create_string_buffer(8)
 def ptrace() -> Probe:
     """Seize a child of our own and open its memory, as a run does."""
     error = _with_child(_seize)
-    value = f"refused: {os.strerror(error)}" if error else "a child can be seized"
+    value = _answer(error) if error else "a child can be seized"
     fix = _attach_fix("in a container, allow ptrace (docker run --cap-add SYS_PTRACE)")
     purpose = "follows the program, takes the traps of ENCLU"
     return Probe("ptrace", ESSENTIAL, not error, value, purpose, fix)
@@ -94,9 +99,12 @@ def _seize(child: int) -> None:
     os.close(os.open(f"/proc/{child}/mem", os.O_RDWR | os.O_CLOEXEC))
 
 
-def _wait_to_be_killed() -> int:
-    while True:
+def _wait_to_be_killed(parent: int) -> int:
+    # A sandbox may kill who is to kill this one.
+    _call(_SYS_PRCTL, _PR_SET_PDEATHSIG, _SIGKILL)
+    while os.getppid() == parent:
         _libc.pause()
+    return 0
 
 
 def _attach_fix(sandbox: str) -> str:
@@ -111,7 +119,7 @@ def process_vm() -> Probe:
     error = _with_child(_copy_across)
     return Probe(
         "process_vm_readv",
-        USEFUL,
+        ESSENTIAL if error < 0 else USEFUL,
         not error,
         _answer(error),
         "reads and writes small arguments; without it the program makes slower calls itself",
@@ -127,17 +135,50 @@ def _copy_across(child: int) -> None:
         _call(number, child, at, 1, at, 1, 0)
 
 
-# The errno with which an action on a child fails, or 0.
+# How an action on a child of a child ends: see _in_child.
 def _with_child(action: Callable[[int], None]) -> int:
-    child = _fork(_wait_to_be_killed)
-    try:
-        action(child)
-    except OSError as refused:
-        return refused.errno or errno.EPERM
-    finally:
-        os.kill(child, _SIGKILL)
-        _reap(child)
-    return 0
+    def act() -> int:
+        parent = os.getpid()
+        child = _fork(lambda: _wait_to_be_killed(parent))
+        try:
+            action(child)
+        finally:
+            os.kill(child, _SIGKILL)
+            _reap(child)
+        return 0
+
+    return _in_child(act)
+
+
+def descriptors() -> list[Probe]:
+    """Make what the supervisor waits on, and pass a descriptor."""
+    found = []
+    for name, purpose, action in (
+        ("SCM_RIGHTS", "hands over the seccomp listener and the userfaultfds", _pass_descriptor),
+        ("signalfd", "tells of ended programs", _make_signalfd),
+        ("inotify", "tells when an enclave is let go", lambda: _call(_SYS_INOTIFY_INIT1, 0)),
+    ):
+        error = _in_child(action)
+        fix = "in a container, allow socketpair, sendmsg and recvmsg, signalfd4, inotify_init1"
+        if error == errno.EMFILE:
+            fix = "raise fs.inotify.max_user_instances"
+        found.append(Probe(name, ESSENTIAL, not error, _answer(error), purpose, fix))
+    return found
+
+
+# In a child. Gives an errno, or 0.
+def _pass_descriptor() -> int:
+    from softsgx.run.descriptors import pair, receive, send  # noqa: PLC0415 (it imports more)
+
+    ours, theirs = pair()
+    send(theirs, b"!", ours.fileno())
+    return 0 if receive(ours)[1] >= 0 else errno.EIO
+
+
+# In a child. Gives an errno, or 0.
+def _make_signalfd() -> int:
+    mask = ctypes.c_uint64()
+    return _call(_SYS_SIGNALFD4, -1, ctypes.addressof(mask), ctypes.sizeof(mask), 0)
 
 
 def seccomp() -> list[Probe]:
@@ -193,33 +234,29 @@ def _listen(flags: int, synchronous: bool) -> int:
 
 
 def userfaultfd() -> list[Probe]:
-    """Make a userfaultfd and ask what it can do."""
-    fix = "in a container, allow the system call userfaultfd"
+    """Watch a hole by a userfaultfd, and ask what else it can do."""
+    error = _in_child(_watch_a_hole)
     features = 0
-    try:
-        fd = _call(n.SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _UFFD_USER_MODE_ONLY)
-    except OSError as refused:
-        error = refused.errno or errno.EPERM
-    else:
-        error, features = _uffd_features(fd)
+    if error >= 0:
+        try:
+            fd = _call(n.SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _UFFD_USER_MODE_ONLY)
+        except OSError:
+            pass
+        else:
+            _, features = _uffd_features(fd)
     names = [name for name, bit in _UFFD_FEATURES.items() if features & bit]
-    newer = "use Linux 5.19 or newer"
+    fix = "in a container, allow the system call userfaultfd"
     return [
         Probe(
             "userfaultfd",
-            ESSENTIAL,
+            # Who is killed for asking cannot do without.
+            ESSENTIAL if error < 0 else USEFUL,
             not error,
-            " ".join(names) if not error else _answer(error),
-            "an enclave's page appears only whole",
-            fix,
-        ),
-        Probe(
-            "userfaultfd MISSING_SHMEM SIGBUS",
-            ESSENTIAL,
-            "MISSING_SHMEM" in names and "SIGBUS" in names,
-            _answer(error) if error else "offered" if "SIGBUS" in names else "not offered",
-            "a page that is absent from the EPC faults",
-            newer if not error else fix,
+            " ".join(names)
+            if not error
+            else _answer(error) + ("; holes are PROT_NONE" if error > 0 else ""),
+            "watches the holes of enclaves; without it a mapping has an mprotect for each run of pages",
+            fix if error in (errno.EPERM, errno.ENOSYS) or error < 0 else "use Linux 5.19 or newer",
         ),
         Probe(
             "userfaultfd WP_HUGETLBFS_SHMEM",
@@ -227,10 +264,21 @@ def userfaultfd() -> list[Probe]:
             "WP_HUGETLBFS_SHMEM" in names,
             "offered" if "WP_HUGETLBFS_SHMEM" in names else "not offered",
             "would take writability from single pages, for paging",
-            newer if not error else fix,
+            "use Linux 5.19 or newer" if not error else fix,
         ),
         _event_fork(fix),
     ]
+
+
+# In a child. Gives an errno, or 0.
+def _watch_a_hole() -> int:
+    fd = _call(n.SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _UFFD_USER_MODE_ONLY)
+    ioctl(fd, _UFFDIO_API, struct.pack("<QQQ", _UFFD_API, _UFFD_FEATURES["SIGBUS"], 0))
+    file = _memfd(_MFD_CLOEXEC)
+    os.ftruncate(file, n.PAGE_SIZE)
+    at = _call(n.SYS_MMAP, 0, n.PAGE_SIZE, n.PROT_READ | n.PROT_WRITE, n.MAP_SHARED, file, 0)
+    ioctl(fd, _UFFDIO_REGISTER, struct.pack("<QQQQ", at, n.PAGE_SIZE, _UFFD_MODE_MISSING, 0))
+    return 0
 
 
 def _uffd_features(fd: int, wanted: int = 0) -> tuple[int, int]:
@@ -245,12 +293,12 @@ def _uffd_features(fd: int, wanted: int = 0) -> tuple[int, int]:
 
 
 def _event_fork(fix: str) -> Probe:
-    try:
+    def ask() -> int:
         fd = _call(n.SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _UFFD_USER_MODE_ONLY)
-    except OSError as refused:
-        error = refused.errno or errno.EPERM
-    else:
-        error, _ = _uffd_features(fd, _UFFD_FEATURES["EVENT_FORK"])
+        return _uffd_features(fd, _UFFD_FEATURES["EVENT_FORK"])[0]
+
+    error = _in_child(ask)
+    if error not in (errno.ENOSYS, errno.EACCES):
         fix = "give CAP_SYS_PTRACE; without it the fork stop does the same"
     return Probe(
         "userfaultfd EVENT_FORK", INFORMATION, not error, _answer(error), "would tell a fork", fix
@@ -259,25 +307,7 @@ def _event_fork(fix: str) -> Probe:
 
 def executable_memfd() -> Probe:
     """Map a memfd executable, as every enclave is."""
-    from mmap import MAP_SHARED, PROT_EXEC, PROT_READ, mmap  # noqa: PLC0415 (a run has no need)
-
-    error = 0
-    fd = -1
-    try:
-        try:
-            fd = _memfd(_MFD_CLOEXEC | _MFD_EXEC)
-        except OSError as refused:
-            # Before 6.3 the flag is unknown, and needless.
-            if refused.errno != errno.EINVAL:
-                raise
-            fd = _memfd(_MFD_CLOEXEC)
-        os.ftruncate(fd, n.PAGE_SIZE)
-        mmap(fd, n.PAGE_SIZE, MAP_SHARED, PROT_READ | PROT_EXEC).close()
-    except OSError as refused:
-        error = refused.errno or errno.EACCES
-    finally:
-        if fd >= 0:
-            os.close(fd)
+    error = _in_child(_map_executable)
     scope = _sysctl("vm/memfd_noexec")
     fix = "allow executable mappings of shared memory (SELinux: execmem)"
     if scope == 2:
@@ -285,6 +315,20 @@ def executable_memfd() -> Probe:
     return Probe(
         "executable memfd", ESSENTIAL, not error, _answer(error), "holds an enclave's pages", fix
     )
+
+
+# In a child. Gives an errno, or 0.
+def _map_executable() -> int:
+    try:
+        fd = _memfd(_MFD_CLOEXEC | _MFD_EXEC)
+    except OSError as refused:
+        # Before 6.3 the flag is unknown, and needless.
+        if refused.errno != errno.EINVAL:
+            raise
+        fd = _memfd(_MFD_CLOEXEC)
+    os.ftruncate(fd, n.PAGE_SIZE)
+    _call(n.SYS_MMAP, 0, n.PAGE_SIZE, n.PROT_READ | n.PROT_EXEC, n.MAP_SHARED, fd, 0)
+    return 0
 
 
 def _memfd(flags: int) -> int:
@@ -347,12 +391,7 @@ def syscall_user_dispatch() -> Probe:
 
 def protection_keys() -> Probe:
     """Try to allocate a protection key (PKU)."""
-    try:
-        _call(_SYS_PKEY_FREE, _call(_SYS_PKEY_ALLOC, 0, 0))
-    except OSError as refused:
-        error = refused.errno or errno.EINVAL
-    else:
-        error = 0
+    error = _in_child(lambda: _call(_SYS_PKEY_FREE, _call(_SYS_PKEY_ALLOC, 0, 0)))
     fix = "none on this processor or hypervisor"
     purpose = "could keep host code out of enclave memory"
     return Probe("PKU", INFORMATION, not error, _answer(error), purpose, fix)
@@ -396,6 +435,8 @@ def _call(number: int, *arguments: int) -> int:
 
 
 def _answer(error: int) -> str:
+    if error < 0:
+        return f"answered by signal {-error}"
     return f"refused: {os.strerror(error)}" if error else "works"
 
 
@@ -407,7 +448,8 @@ def _sysctl(name: str) -> int | None:
         return None
 
 
-# The errno with which an action fails in a child of its own, or 0.
+# The errno with which an action fails in a child of its own, or 0; a negative signal where the
+# child is killed for it, as some sandboxes do.
 def _in_child(action: Callable[[], int]) -> int:
     return _reap(_fork(action))
 
@@ -433,6 +475,4 @@ def _fork(action: Callable[[], int]) -> int:
 
 def _reap(child: int) -> int:
     _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    # A sandbox may kill for a call instead of refusing it.
-    return code if code >= 0 else errno.EPERM
+    return os.waitstatus_to_exitcode(status)
