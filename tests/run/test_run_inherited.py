@@ -50,6 +50,21 @@ def test_the_program_keeps_its_limit_of_open_files(softsgx: "Harness") -> None:
     assert out[2].split()[3:5] == [str(hard), str(hard)]
 
 
+def test_a_limit_of_file_sizes_is_the_programs_not_the_enclaves(softsgx: "Harness") -> None:
+    enclave = [softsgx.program("counted"), *softsgx.enclave()]
+    command = softsgx.command("sh", "-c", 'ulimit -Sf; exec "$@"', "-", *enclave)
+    ended = softsgx.complete(["sh", "-c", 'ulimit -Sf 8; exec "$@"', "-", *command])
+    assert ended.status == 0, ended
+    assert ended.out.startswith("8\n")
+
+
+def test_a_hard_limit_of_file_sizes_is_refused_by_name(softsgx: "Harness") -> None:
+    command = softsgx.command("true")
+    ended = softsgx.complete(["sh", "-c", 'ulimit -f 1000; exec "$@"', "-", *command])
+    assert (ended.status, ended.out) == (2, "")
+    assert "raise `ulimit -f`" in ended.err
+
+
 @pytest.mark.parametrize("ignored", [False, True])
 def test_an_ignored_sigchld_is_the_programs_not_the_supervisors(
     softsgx: "Harness", ignored: bool

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.live
 
 KCMP, PROCESS_VM_READV, PROCESS_VM_WRITEV, USERFAULTFD = 312, 310, 311, 323
+PTRACE, SECCOMP, SOCKETPAIR, SENDMSG = 101, 317, 53, 46
+SIGNALFD4, INOTIFY_INIT1 = 289, 294
 PIDFD_OPEN, PIDFD_GETFD, PROCESS_MADVISE = 434, 438, 440
 # Docker's default profile with its default capabilities, of what a run might use.
 DOCKER = (KCMP, USERFAULTFD, PIDFD_GETFD, PROCESS_MADVISE)
@@ -30,6 +32,34 @@ def test_what_a_run_can_do_without(softsgx: "Harness", error: int) -> None:
         ]
     )
     assert (ended.status, ended.err) == (0, ""), ended
+
+
+@pytest.mark.parametrize("action", [str(errno.EPERM), str(errno.ENOSYS)])
+@pytest.mark.parametrize(
+    ("number", "named"),
+    [
+        (PTRACE, "ptrace"),
+        (SECCOMP, "seccomp user notification"),
+        (SOCKETPAIR, "pairs of sockets"),
+        (SENDMSG, "messages between sockets"),
+        (INOTIFY_INIT1, "inotify"),
+        (SIGNALFD4, "signalfd"),
+    ],
+)
+def test_what_a_run_cannot_do_without_is_named(
+    softsgx: "Harness", action: str, number: int, named: str
+) -> None:
+    ended = softsgx.complete([*softsgx.refusing(action, [number]), *softsgx.command("true")])
+    assert (ended.status, ended.out) == (2, ""), ended
+    assert ended.err.startswith(f"softsgx: this host forbids {named} ("), ended
+    assert len(ended.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("action", ["kill", "trap"])
+def test_a_sandbox_that_kills_for_seccomp_is_named(softsgx: "Harness", action: str) -> None:
+    ended = softsgx.complete([*softsgx.refusing(action, [SECCOMP]), *softsgx.command("true")])
+    assert ended.status == 2, ended
+    assert "it kills for it" in ended.err
 
 
 # What a page that is not there is told as, and who sees one that comes later, is the same.

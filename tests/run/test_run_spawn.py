@@ -36,7 +36,7 @@ def spawn_disturbed(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> int:
 
     ptrace_seize = ptrace.seize
     monkeypatch.setattr(ptrace, "seize", seize)
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limits = {resource.RLIMIT_NOFILE: resource.getrlimit(resource.RLIMIT_NOFILE)}
     pid, listener = spawn.spawn("/bin/true", ["true"], spawn.Inherited(0, 0, limits))
     os.close(listener)
     return pid

@@ -57,6 +57,7 @@ class Machine:
     ) -> None:
         self._platform = platform
         self._inotify = inotify
+        self._observer = observer
         self._tracees = tracees
         self._watched: dict[int, tuple[EnclaveFile | ProvisionFile, int]] = {}
         self._doomed: list[EnclaveFile | ProvisionFile] = []
@@ -90,6 +91,17 @@ class Machine:
         path = f"/proc/self/fd/{fd}"
         lease = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         watch = _libc.inotify_add_watch(self._inotify, path.encode(), _IN_CLOSE)
+        if watch < 0:
+            error = OSError(ctypes.get_errno(), "no inotify watch")
+            self._observer.warn(
+                f"{node} cannot be opened, for its end could not be told "
+                f"({os.strerror(error.errno or 0)}): raise fs.inotify.max_user_watches"
+            )
+            self.files.remove(file)
+            file.release()
+            os.close(lease)
+            os.close(fd)
+            raise error
         self._watched[watch] = file, lease
         if not tracee.process.filtered and not tracee.process.interrupted:
             # It stops where its open returns, and the second filter is put in place there.

@@ -53,13 +53,24 @@ def ignored_signals() -> int:
     return 0
 
 
-def raise_file_limit() -> tuple[int, int]:
-    """Let this process open as many files as it may; give the limits, soft and hard, of before."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        # Each process of the run and each enclave takes some.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return soft, hard
+def raise_limits() -> dict[int, tuple[int, int]]:
+    """Raise this process's limits as far as it may; give those of before, soft and hard, by number.
+
+    Raises SoftsgxError where a run cannot work within them.
+    """
+    before = {}
+    # Each process of the run and each enclave takes some files; an enclave's memory is a file.
+    for number in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE):
+        soft, hard = before[number] = resource.getrlimit(number)
+        if soft != hard:
+            resource.setrlimit(number, (hard, hard))
+    most = before[resource.RLIMIT_FSIZE][1]
+    if most != resource.RLIM_INFINITY:
+        raise SoftsgxError(
+            f"files may have {most} bytes at most, and an enclave's memory is a file whose offset is "
+            "the address: raise `ulimit -f`, the hard limit"
+        )
+    return before
 
 
 def run_program(
@@ -82,7 +93,7 @@ def run_program(
     ignored = ignored_signals()
     # The kernel keeps no wait status of a child for whoever ignores SIGCHLD.
     signals.set_default(n.SIGCHLD)
-    files = raise_file_limit()
+    limits = raise_limits()
     vdso = VdsoImage.load()
     xcr0 = vdso.native_xgetbv(0)
     observer = Observer(trace)
@@ -97,7 +108,7 @@ def run_program(
 
     mask = block_signals()
     try:
-        pid, listener = spawn(program, argv, Inherited(mask, ignored, files))
+        pid, listener = spawn(program, argv, Inherited(mask, ignored, limits))
     except EndedEarly as ended:
         return ended.status
     # The terminal's own signals go to the program; the supervisor ends when it does.

@@ -12,6 +12,8 @@ import ctypes
 import os
 import struct
 
+from softsgx.run.host import forbidden
+
 SIG_DFL = 0
 SIG_IGN = 1
 SIGHUP = 1
@@ -92,6 +94,8 @@ def descriptor(mask: int) -> int:
     flags = os.O_CLOEXEC | os.O_NONBLOCK
     encoded = mask.to_bytes(_SIGSET, "little")
     fd: int = _libc.syscall(_SYS_SIGNALFD4, -1, encoded, ctypes.c_ulong(_SIGSET), flags)
+    if fd < 0:
+        raise forbidden("signalfd", os.strerror(ctypes.get_errno()))
     return fd
 
 

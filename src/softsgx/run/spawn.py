@@ -16,6 +16,7 @@ import struct
 from softsgx.errors import SoftsgxError
 from softsgx.run import bpf, descriptors, executable, ptrace, signals
 from softsgx.run import numbers as n
+from softsgx.run.host import forbidden
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _NEW_LISTENER = 1 << 3
 _WAIT_KILLABLE_RECV = 1 << 5
 _COERCED_LOCALES = (b"C.UTF-8", b"C.utf8", b"UTF-8")
 _ERRNO = 4  # bytes of what the child says: 0 with its listener, or an errno
+_NOTIFICATION = "seccomp user notification"
 _LOOK = 0.02  # seconds between looks whether the child has been stopped and cannot answer
 _SIGSYS = 31
 _ALL = (1 << 64) - 1
@@ -97,16 +99,16 @@ def require_servable(program: str) -> None:
 class Inherited:
     """What the supervisor was started with and has changed for itself; the program gets it back.
 
-    `mask` is the blocked signals and `ignored` the ignored ones (bit n - 1 is signal n), `files`
-    the limits of open files.
+    `mask` is the blocked signals and `ignored` the ignored ones (bit n - 1 is signal n), `limits`
+    the soft and hard resource limits by their number.
     """
 
-    __slots__ = ("files", "ignored", "mask")
+    __slots__ = ("ignored", "limits", "mask")
 
-    def __init__(self, mask: int, ignored: int, files: tuple[int, int]) -> None:
+    def __init__(self, mask: int, ignored: int, limits: dict[int, tuple[int, int]]) -> None:
         self.mask = mask
         self.ignored = ignored
-        self.files = files
+        self.limits = limits
 
 
 def spawn(program: str, argv: list[str], inherited: Inherited) -> tuple[int, int]:
@@ -119,7 +121,10 @@ def spawn(program: str, argv: list[str], inherited: Inherited) -> tuple[int, int
     header = struct.pack("<HxxxxxxQ", length, ctypes.addressof(instructions))
     fprog = ctypes.create_string_buffer(header, len(header))
     # Our end tells the child that it is seized; its end brings the listener or a complaint.
-    ours, theirs = descriptors.pair()
+    try:
+        ours, theirs = descriptors.pair()
+    except OSError as error:
+        raise forbidden("pairs of sockets", error.strerror) from error
     # What is sent to the child meanwhile would stop it where nobody waits for its stops.
     mask = signals.block(_ALL)
     pid = os.fork()
@@ -148,17 +153,20 @@ def _seize(pid: int, channel: "socket") -> int:
     except OSError as error:
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             raise ptrace.TraceeGone from None
-        raise SoftsgxError(
-            f"this host forbids ptrace ({error.strerror}): `softsgx info` tells the fix"
-        ) from error
-    descriptors.send(channel, b"!")
-    while not select.select([channel], [], [], _LOOK)[0]:
-        _pass_stop(pid)
-    said, listener = descriptors.receive(channel)
+        raise forbidden("ptrace", os.strerror(error.errno or 0)) from error
+    try:
+        descriptors.send(channel, b"!")
+        while not select.select([channel], [], [], _LOOK)[0]:
+            _pass_stop(pid)
+        said, listener = descriptors.receive(channel)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise forbidden("messages between sockets", error.strerror) from error
     if not said:
         raise ptrace.TraceeGone
     if listener < 0:
-        raise _forbidden(os.strerror(int.from_bytes(said, "little")))
+        raise forbidden(_NOTIFICATION, os.strerror(int.from_bytes(said, "little")))
     descriptors.send(channel, b"!")
     return listener
 
@@ -180,14 +188,8 @@ def _pass_stop(pid: int) -> None:
 def _early_end(status: int) -> Exception:
     # A sandbox that kills for a call which it forbids.
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == _SIGSYS:
-        return _forbidden("the call is answered by death")
+        return forbidden(_NOTIFICATION, "it kills for it")
     return EndedEarly(status)
-
-
-def _forbidden(what: str) -> SoftsgxError:
-    return SoftsgxError(
-        f"this host forbids seccomp user notification ({what}): `softsgx info` tells the fix"
-    )
 
 
 def given_environment() -> dict[bytes, bytes]:
@@ -221,7 +223,8 @@ def _child(
             signals.set_default(signals.SIGINT)
         if inherited.ignored & _IGNORED_CHILD:
             signals.ignore(n.SIGCHLD)
-        resource.setrlimit(resource.RLIMIT_NOFILE, inherited.files)
+        for limit, values in inherited.limits.items():
+            resource.setrlimit(limit, values)
         environment = given_environment()
         descriptors.receive(channel)
         if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):

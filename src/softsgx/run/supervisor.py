@@ -17,6 +17,7 @@ from softsgx.driver.nodes import LINKS, NODES
 from softsgx.errors import SoftsgxError
 from softsgx.run import numbers as n
 from softsgx.run import ptrace, signals
+from softsgx.run.host import forbidden
 from softsgx.run.job import Job
 from softsgx.run.notification import Listener
 from softsgx.run.path_sites import PathSites
@@ -99,6 +100,8 @@ class Supervisor:
         self._kill_on_exit = kill_on_exit
         self._job = Job()
         self._inotify = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        if self._inotify < 0:
+            raise forbidden("inotify", os.strerror(ctypes.get_errno()))
         self._child = signals.descriptor(signals.bits(n.SIGCHLD))
 
     # -- the loop ---------------------------------------------------------------------------
