@@ -4,6 +4,7 @@
 # make test      the tests; make lint, make types: the other gates
 # make conformance   the Linux kernel's own SGX selftests, under softsgx; SOFTSGX_OFFLINE=1 allows
 #                    that they cannot be tried
+# make programs  real programs, with and without softsgx run; INSTALL=1 lets apt-get bring them
 # make bench     all measurements; make bench NAME=...    one of them
 
 VENV ?= .venv
@@ -21,7 +22,7 @@ SOURCES := pyproject.toml meson.build $(shell find csrc src -type f ! -name '*.p
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint types conformance bench clean
+.PHONY: setup demo test lint types conformance programs bench clean
 
 setup: $(VENV)/installed
 
@@ -68,6 +69,9 @@ conformance: setup
 	echo "conformance: passed over, for SOFTSGX_OFFLINE=1"; exit 0; fi; \
 	if test $$status -eq 77; then echo "conformance: SOFTSGX_OFFLINE=1 would pass over it" >&2; fi; \
 	exit $$status
+
+programs: setup
+	PATH="$(BIN):$$PATH" $(BIN)/python conformance/programs.py $(if $(INSTALL),--install)
 
 # A name that is given and empty is a mistake, which bench.py tells from none.
 bench: setup
