@@ -104,3 +104,11 @@ def test_processes_that_ended_leave_no_descriptors(softsgx: "Harness") -> None:
         assert supervisor.wait(20) == 0
     assert len(held) == 3
     assert max(held.values()) < 40, held
+
+
+def test_too_few_files_are_said_in_a_line(softsgx: "Harness") -> None:
+    command = softsgx.command("true")
+    ended = softsgx.complete(["sh", "-c", 'ulimit -n 8; exec "$@"', "-", *command])
+    assert (ended.status, ended.out) == (2, ""), ended
+    assert ended.err.count("\n") == 1
+    assert "raise `ulimit -Hn`" in ended.err

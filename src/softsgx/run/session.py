@@ -53,6 +53,10 @@ def ignored_signals() -> int:
     return 0
 
 
+# The supervisor's own, and those of one program with an enclave.
+_FEWEST_FILES = 32
+
+
 def raise_limits() -> dict[int, tuple[int, int]]:
     """Raise this process's limits as far as it may; give those of before, soft and hard, by number.
 
@@ -61,9 +65,17 @@ def raise_limits() -> dict[int, tuple[int, int]]:
     before = {}
     # Each process of the run and each enclave takes some files; an enclave's memory is a file.
     for number in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE):
-        soft, hard = before[number] = resource.getrlimit(number)
-        if soft != hard:
-            resource.setrlimit(number, (hard, hard))
+        try:
+            soft, hard = before[number] = resource.getrlimit(number)
+            if soft != hard:
+                resource.setrlimit(number, (hard, hard))
+        except OSError as error:
+            raise SoftsgxError(f"this host forbids prlimit64 ({error.strerror})") from error
+    files = before[resource.RLIMIT_NOFILE][1]
+    if files != resource.RLIM_INFINITY and files < _FEWEST_FILES:
+        raise SoftsgxError(
+            f"{files} files may be open at once, {_FEWEST_FILES} are needed: raise `ulimit -Hn`"
+        )
     most = before[resource.RLIMIT_FSIZE][1]
     if most != resource.RLIM_INFINITY:
         raise SoftsgxError(
