@@ -4,9 +4,12 @@
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -78,3 +81,22 @@ def test_a_program_killed_before_it_is_one_has_ended_so(monkeypatch: pytest.Monk
     with pytest.raises(spawn.EndedEarly) as ended:
         spawn_disturbed(monkeypatch, signal.SIGKILL)
     assert ended.value.status == signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_a_terminals_signal_does_not_end_who_starts_the_program(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    script = f"""
+import os, sys
+from softsgx.cli import main
+from softsgx.run import ptrace
+seize = ptrace.seize
+def seize_disturbed(pid):
+    os.kill(os.getpid(), {int(number)})
+    seize(pid)
+ptrace.seize = seize_disturbed
+sys.exit(main(["run", "--state", {str(tmp_path / "state")!r}, "sh", "-c", "exit 5"]))
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (5, b"")

@@ -16,7 +16,7 @@ from softsgx.run import signals
 from softsgx.run.host import require_host
 from softsgx.run.job import block_signals
 from softsgx.run.observe import Observer
-from softsgx.run.spawn import EndedEarly, Inherited, find_program, require_servable, spawn
+from softsgx.run.spawn import TERMINAL, EndedEarly, Inherited, find_program, require_servable, spawn
 from softsgx.run.supervisor import Supervisor
 from softsgx.run.vdso import VdsoImage
 
@@ -119,12 +119,12 @@ def run_program(
         return Platform(model=model, state=state)
 
     mask = block_signals()
+    # The terminal's own signals go to the program; the supervisor ends when it does.
+    signals.ignore(*TERMINAL)
     try:
         pid, listener = spawn(program, argv, Inherited(mask, ignored, limits))
     except EndedEarly as ended:
         return ended.status
-    # The terminal's own signals go to the program; the supervisor ends when it does.
-    signals.ignore(signals.SIGINT, signals.SIGQUIT)
     gc.freeze()
     gc.enable()
     supervisor = Supervisor(

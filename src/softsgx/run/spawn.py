@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from _socket import socket
     from typing import NoReturn
 
+TERMINAL = (signals.SIGINT, signals.SIGQUIT)
 _PR_SET_NO_NEW_PRIVS = 38
 _SYS_SECCOMP = 317
 _SECCOMP_SET_MODE_FILTER = 1
@@ -34,7 +35,6 @@ _NOTIFICATION = "seccomp user notification"
 _LOOK = 0.02  # seconds between looks whether the child has been stopped and cannot answer
 _SIGSYS = 31
 _ALL = (1 << 64) - 1
-_IGNORED_INTERRUPT = signals.bits(signals.SIGINT)
 _IGNORED_CHILD = signals.bits(n.SIGCHLD)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -218,9 +218,10 @@ def _child(
     try:
         # Python ignores these two, and what is ignored stays so over an exec.
         signals.set_default(signals.SIGPIPE, signals.SIGXFSZ)
-        # This one it catches, and the exec would only come after it.
-        if not inherited.ignored & _IGNORED_INTERRUPT:
-            signals.set_default(signals.SIGINT)
+        # Those the supervisor ignores.
+        for number in TERMINAL:
+            if not inherited.ignored & signals.bits(number):
+                signals.set_default(number)
         if inherited.ignored & _IGNORED_CHILD:
             signals.ignore(n.SIGCHLD)
         for limit, values in inherited.limits.items():
