@@ -76,6 +76,7 @@ PROGRAMS = [
     Program("killed_inside", options=("--epc", "8M")),
     Program("low_elrange", enclave="low", signature="low"),
     Program("mapping_rules"),
+    Program("passed_descriptor"),
     Program("provision", signature="provision"),
     Program("refusals", more=("debug",)),
     Program("report_key"),
