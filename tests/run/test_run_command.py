@@ -156,10 +156,18 @@ def test_a_terminals_signal_ends_a_program_inside_its_enclave(softsgx: "Harness"
         assert line_of(process) == "inside\n"
         os.killpg(process.pid, signal.SIGINT)
         ended = softsgx.end_of(process)
-    assert tuple(ended) == (-signal.SIGINT, "", "")
+    assert ended[:2] == (-signal.SIGINT, "")
+    assert_epc_is_told(ended.err)
 
 
 # -- what stays behind ----------------------------------------------------------------------------
+
+
+def assert_epc_is_told(err: str) -> None:
+    # Once a run, however often the EPC was full.
+    assert err.count("\n") == 1, err
+    assert err.startswith("softsgx: warning: process ")
+    assert "--epc SIZE" in err
 
 
 def files_below(directory: Path) -> set[str]:
@@ -179,7 +187,8 @@ def test_a_program_killed_inside_leaves_nothing(softsgx: "Harness", tmp_path: Pa
     softsgx.run("true")  # makes the state
     before = files_below(softsgx.directory), files_below(SHARED_MEMORY)
     ended = softsgx.run("bash", "-c", script, options=("--epc", EPC), cwd=tmp_path)
-    assert tuple(ended) == (0, "137\n137\nfilled\n", "")
+    assert ended[:2] == (0, "137\n137\nfilled\n")
+    assert_epc_is_told(ended.err)
     assert (files_below(softsgx.directory), files_below(SHARED_MEMORY)) == before
     assert not files_below(tmp_path)
 
@@ -223,4 +232,5 @@ def test_a_run_after_all_that_works(softsgx: "Harness") -> None:
         "leave",
         options=("--epc", EPC),
     )
-    assert tuple(ended) == (0, "filled\n", "")
+    assert ended[:2] == (0, "filled\n")
+    assert_epc_is_told(ended.err)

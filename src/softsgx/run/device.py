@@ -86,6 +86,12 @@ class DeviceCalls:
         except DriverError as refused:
             error = refused
             result = -refused.errno
+            if refused.errno == errno.ENOMEM:
+                self._observer.warn_once(
+                    "epc",
+                    f"process {tracee.process.pid} gets ENOMEM: {refused.reason}; "
+                    "`softsgx run --epc SIZE` makes the EPC larger",
+                )
         self._observer.ioctl(tracee, request, result, error, started)
         if isinstance(file, EnclaveFile) and len(file.encl.page_array) != pages:
             self._observer.pages_added += len(file.encl.page_array) - pages
