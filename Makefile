@@ -5,6 +5,8 @@
 # make conformance   the Linux kernel's own SGX selftests, under softsgx; SOFTSGX_OFFLINE=1 allows
 #                    that they cannot be tried
 # make programs  real programs, with and without softsgx run; INSTALL=1 lets apt-get bring them
+# make chaos     programs that are disturbed by signals, for ten minutes or SECONDS=...; SEED=... RUN=...
+#                repeats what was decided for one
 # make bench     all measurements; make bench NAME=...    one of them
 
 VENV ?= .venv
@@ -22,7 +24,7 @@ SOURCES := pyproject.toml meson.build $(shell find csrc src -type f ! -name '*.p
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint types conformance programs bench clean
+.PHONY: setup demo test lint types conformance programs chaos bench clean
 
 setup: $(VENV)/installed
 
@@ -72,6 +74,11 @@ conformance: setup
 
 programs: setup
 	PATH="$(BIN):$$PATH" $(BIN)/python conformance/programs.py $(if $(INSTALL),--install)
+
+# Options are the target's variables in small letters.
+chaos: setup
+	PATH="$(BIN):$$PATH" $(BIN)/python tests/chaos/chaos.py \
+	$(foreach name,SECONDS SEED RUN JOB TIMES,$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) '$($(name))'))
 
 # A name that is given and empty is a mistake, which bench.py tells from none.
 bench: setup
