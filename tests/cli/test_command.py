@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from argparse import ArgumentError, ArgumentParser
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from softsgx import __version__, cli
-from softsgx.cli import VERBS, main
+from softsgx.cli import VERBS, main, run
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,3 +98,44 @@ def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
         check=False,
     )
     assert run.stderr == "status 1\n"
+
+
+# -- run's own reading of a command line that is right ------------------------------------------------
+
+
+def by_argparse(arguments: list[str]) -> dict[str, object] | None:
+    parser = ArgumentParser(allow_abbrev=False, exit_on_error=False)
+    run.add_arguments(parser)
+    try:
+        return vars(parser.parse_args(arguments))
+    except (SystemExit, ArgumentError):
+        return None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "true",
+        "-- true",
+        "--stats -- prog -x --stats",
+        "--epc 64M --trace=t.jsonl prog a b",
+        "--epc=64M --state dir --kill-on-exit --leave-text -- prog -- x",
+        "--state= prog",
+        "--kill_on_exit prog",
+        "--stat prog",
+        "--stats=1 prog",
+        "--epc",
+        "--epc --stats prog",
+        "--help",
+        "-x prog",
+        "--",
+        "",
+    ],
+)
+def test_run_reads_a_command_line_as_argparse_does(line: str) -> None:
+    words = line.split()
+    given = run.parse(words)
+    if given is not None:
+        assert vars(given) == by_argparse(words)
+    else:
+        assert by_argparse(words) is None

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The supervisor: one thread that follows the program and all its descendants.
 
-Owns the tracees, the listener, and the descriptors it waits for. One thread does it all and never blocks on a program: the life of
-each traced thread is a greenlet, switched out while it waits for that thread's next stop. So there
-are no locks; what must not run twice at a time (two ioctls on one enclave) is marked busy by
-whoever does it, in the order tracee, enclave, EPC.
+Owns the tracees, the listener, and the descriptors that it waits for. One thread does it all and
+never blocks on a program: the life of each traced thread is a greenlet, switched out while it waits
+for that thread's next stop. So there are no locks; what must not run twice at a time (two ioctls on
+one enclave) is marked busy by whoever does it, in the order tracee, enclave, EPC.
 """
 
 import ctypes
