@@ -89,7 +89,14 @@ enclave_entry:
 	mov %rcx, 8*ENTRY_GSBASE(%r15)
 	lea enclave_entry(%rip), %rcx
 	mov %rcx, 8*ENTRY_RIP(%r15)
-	mov %r15, %rsi
+	test %rax, %rax
+	jne 1f
+	mov %gs:USERCALL_RSP, %rax
+	test %rax, %rax
+	jne usercall_return
+1:	mov %r15, %rsi
+	/* The next entry's PUSHFQ must not meet what a usercall leaves on this stack. */
+	sub $16, %rsp
 	call enclave_main
 
 	.globl leave_enclave
@@ -174,6 +181,50 @@ exit_registers:
 	mov $EEXIT, %eax
 	stc
 	enclu
+
+	/*
+	 * struct answer usercall(u64 *record, const u64 parameters[5]): EEXIT with the parameters
+	 * in RDI, RSI, RDX, R8 and R9; the next entry on CSSA 0 returns its RSI and RDX. Whichever
+	 * thread makes it, and from wherever: the record is then that entry's.
+	 */
+	.globl usercall
+usercall:
+	push %rbx
+	push %rbp
+	push %r12
+	push %r13
+	push %r14
+	push %r15
+	mov %rsp, %gs:USERCALL_RSP
+	mov 8*ENTRY_RSP(%rdi), %rsp
+	mov 8*ENTRY_RBP(%rdi), %rbp
+	mov 8*ENTRY_RCX(%rdi), %rbx
+	mov 8*12(%rdi), %r12
+	mov 8*13(%rdi), %r13
+	mov 8*14(%rdi), %r14
+	mov 8*15(%rdi), %r15
+	mov 0(%rsi), %rdi
+	mov 16(%rsi), %rdx
+	mov 24(%rsi), %r8
+	mov 32(%rsi), %r9
+	mov 8(%rsi), %rsi
+	xor %r10d, %r10d
+	xor %r11d, %r11d
+	mov $EEXIT, %eax
+	enclu
+
+	/* From the entry: RAX is USERCALL_RSP, RSI and RDX are still the host's. */
+usercall_return:
+	movq $0, %gs:USERCALL_RSP
+	mov %rax, %rsp
+	mov %rsi, %rax
+	pop %r15
+	pop %r14
+	pop %r13
+	pop %r12
+	pop %rbp
+	pop %rbx
+	ret
 
 	/* unsigned long divide_by_zero(void) */
 	.globl divide_by_zero

@@ -16,11 +16,16 @@ typedef unsigned char u8;
 /* Distance from the entry records of a thread to its SSA frames: see the thread macro. */
 #define SSA_FROM_GS (4 * 4096)
 
+struct answer {
+	u64 first, second;
+};
+
 /* Hidden, so that an address is never an absolute number: the enclave runs where it is put. */
 #pragma GCC visibility push(hidden)
 void leave_frame_0(void);
 void fault_registers(void);
 void exit_registers(u64 *record);
+struct answer usercall(u64 *record, const u64 *parameters);
 u64 divide_by_zero(void);
 void raise_ud2(void);
 u64 enclu(u64 leaf, u64 rbx, u64 rcx, u64 rdx, u64 *rflags);
@@ -132,6 +137,23 @@ static void key(struct op *op)
 	memcpy((void *)op->b, operands.key, 16);
 }
 
+/* Every parameter and both answers go into the mix: see what edp_loader.c computes. */
+static void usercalls(struct op *op, u64 *record)
+{
+	u64 mix = op->b;
+
+	for (u64 i = 1; i <= op->a; i++) {
+		u64 parameters[5] = { i, mix, ~mix, mix * 3, mix ^ i };
+		struct answer answer;
+
+		for (volatile u64 turns = op->c; turns; turns--)
+			;
+		answer = usercall(record, parameters);
+		mix = (answer.first ^ mix) * 0x9e3779b97f4a7c15 + answer.second;
+	}
+	op->out[0] = mix;
+}
+
 void enclave_main(struct op *op, u64 *record)
 {
 	u64 *first = (u64 *)record[ENTRY_GSBASE];
@@ -210,6 +232,9 @@ void enclave_main(struct op *op, u64 *record)
 		break;
 	case OP_ENTER_INSIDE:
 		enclu(EENTER, record[ENTRY_RBX], 0, 0, &flags);
+		break;
+	case OP_USERCALLS:
+		usercalls(op, record);
 		break;
 	case OP_JUMP:
 		((void (*)(void))op->a)();

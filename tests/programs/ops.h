@@ -30,6 +30,7 @@
 #define OP_ENTER_INSIDE 20    /* EENTER from inside: #GP */
 #define OP_LEAVE 21           /* on CSSA 1: let frame 0 leave, to where this entry leaves */
 #define OP_JUMP 22            /* call the address a */
+#define OP_USERCALLS 23       /* a usercalls from seed b, c turns before each; out[0] = the last mix */
 
 #define TCS_ONE_FRAME 8       /* index of the TCS with NSSA = 1; the others have 2 */
 
@@ -47,6 +48,9 @@
 #define ENTRY_GSBASE 18
 #define ENTRY_RIP 19
 #define ENTRY_COUNT 20
+
+/* At GS too: where the stack of CSSA 0 waits for the return of a usercall, else 0. */
+#define USERCALL_RSP 1024
 
 /* The value of general register n (order RAX RCX RDX RBX RSP RBP RSI RDI R8..R15) in the two
  * OP_*_REGISTERS. */

@@ -45,6 +45,14 @@ _SIGNATURES = {
     "debug": ("enclave", ["--debug"]),
     "provision": ("enclave", ["--production", "--attributes", "0x14"]),
 }
+# Who is linked against vdso_stub.c, how that is made to count, and what the stub is built with.
+_VDSO_STUBS = {
+    "vdso_discovery": (
+        "-Wl,--no-as-needed",
+        [f"-Wl,--version-script={SOURCES / 'vdso_stub.map'}"],
+    ),
+    "edp_loader": ("-Wl,--as-needed", []),
+}
 
 
 class Program(NamedTuple):
@@ -65,6 +73,7 @@ PROGRAMS = [
     Program("core_dump"),
     Program("cpuid", more=(str(64 << 20), "cpuid_library.so"), options=("--epc", "64M")),
     Program("descriptor"),
+    Program("edp_loader", signature="debug"),
     Program("entry_registers"),
     Program("eresume_rewritten_ssa"),
     Program("exec"),
@@ -92,12 +101,12 @@ PROGRAMS = [
 ]
 BY_NAME = {program.name: program for program in PROGRAMS}
 AS_ORDINARY_USER = [
-    *("core_dump", "cpuid", "entry_registers", "exec", "fork", "killed_inside", "low_elrange"),
-    *("refusals", "signal_state", "stop_and_end", "vdso_discovery"),
+    *("core_dump", "cpuid", "edp_loader", "entry_registers", "exec", "fork", "killed_inside"),
+    *("low_elrange", "refusals", "signal_state", "stop_and_end", "vdso_discovery"),
 ]
 # Those with holes, faults, changed mappings, processes and threads; by system call number.
 WITHOUT_USERFAULTFD = [
-    *("core_dump", "fork", "low_elrange", "mapping_rules", "threads"),
+    *("core_dump", "edp_loader", "fork", "low_elrange", "mapping_rules", "threads"),
     *("vdso_exceptions", "vdso_handler"),
 ]
 USERFAULTFD = 323
@@ -137,19 +146,23 @@ class Bench:
     def program(self, name: str) -> Path:
         path = self.directory / name
         if not path.exists():
-            libraries: list[str | Path] = []
-            if name == "vdso_discovery":
-                version = f"-Wl,--version-script={SOURCES / 'vdso_stub.map'}"
-                stub = self.library("vdso_stub.so", "-Wl,-soname,linux-vdso.so.1", version)
-                libraries = ["-Wl,--no-as-needed", stub]
+            libraries = self._vdso_stub(name) if name in _VDSO_STUBS else []
             self._cc(*_PROGRAM_FLAGS, "-o", path, SOURCES / f"{name}.c", *libraries)
         return path
 
-    def library(self, name: str, *flags: str) -> Path:
+    def _vdso_stub(self, name: str) -> list[str | Path]:
+        """Build what stands for linux-vdso.so.1 while a program is linked."""
+        needed, flags = _VDSO_STUBS[name]
+        path = self.directory / f"{name}.vdso.so"
+        stub = ["-shared", "-fPIC", "-Wl,-soname,linux-vdso.so.1", *flags]
+        self._cc(*stub, "-o", path, SOURCES / "vdso_stub.c")
+        return [needed, path]
+
+    def library(self, name: str) -> Path:
         path = self.directory / name
         if not path.exists():
             source = SOURCES / Path(name).with_suffix(".c")
-            self._cc("-shared", "-fPIC", "-O2", "-Wall", "-Werror", *flags, "-o", path, source)
+            self._cc("-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o", path, source)
         return path
 
     def argument(self, word: str) -> str:
