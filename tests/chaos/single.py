@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run of its own: one program, what is done to it, and what must be so when it has ended."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -31,6 +32,7 @@ QUIET_LIMIT = 120.0  # seconds; the machine may be busy with other things
 DISTURBED_LIMIT = 25.0
 END_LIMIT = 30.0
 COMPLAINTS = ("internal error", "Traceback", "softsgx: warning")
+IN_MAIN = re.compile(r'/softsgx/cli/__init__\.py", line \d+, in main$', re.MULTILINE)
 OF_THE_SUPERVISOR = {*S} - {*(S.SIGCHLD, S.SIGURG, S.SIGWINCH, S.SIGCONT, S.SIGSTOP)}
 
 
@@ -56,6 +58,11 @@ def complaints_of(err: str) -> list[str]:
     """Find what no run may ever say."""
     err = without_advice(err)
     return [f"on standard error: {err[-3000:]}"] if any(word in err for word in COMPLAINTS) else []
+
+
+def interpreters_own(err: str) -> bool:
+    """Tell whether Python has answered a SIGINT, before softsgx's main() was entered."""
+    return "KeyboardInterrupt" in err and not IN_MAIN.search(err)
 
 
 def names_below(directory: Path) -> set[str]:
@@ -131,9 +138,8 @@ class SingleRun:
             watch.close()
         err = self._err.read_text(errors="replace")
         found = self._strays(tree)
-        # Until softsgx's main() is entered, it is the interpreter that answers SIGINT.
-        answered = S.SIGINT in self._delivered.get("supervisor", set()) and ", in main\n" not in err
-        if not (answered and "KeyboardInterrupt" in err):
+        sent = self._delivered.get("supervisor", set())
+        if not (S.SIGINT in sent and interpreters_own(err)):
             found += complaints_of(err)
         found += self._judge(process.returncode, program, seen=watch is not None)
         self._chaos.known.discard(process.pid)
@@ -220,7 +226,7 @@ class SingleRun:
         if self._events and not self._piece.steady:
             return []
         out, err = (path.read_text(errors="replace") for path in (self._out, self._err))
-        if "KeyboardInterrupt" in err:
+        if interpreters_own(err):
             err = ""  # that was looked at already
         err = without_advice(err)
         if not self._piece.good(status, out):
