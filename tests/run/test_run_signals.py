@@ -67,6 +67,11 @@ def test_enclu_leaves_mask_and_action_of_sigill(softsgx: "Harness", what: str) -
     softsgx.checked("illegal_action", what)
 
 
+def test_any_number_of_threads_set_the_action_of_sigill(softsgx: "Harness") -> None:
+    ended = softsgx.run(softsgx.program("actions_of_threads"))
+    assert tuple(ended) == (0, "", "")
+
+
 # -- other threads -----------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from softsgx.run.cpuid_changes import CpuidChanges
 from softsgx.run.cpuid_sites import NO_SITES, Sites, cpuid_sites
 from softsgx.run.executable import privilege
 from softsgx.run.ptrace import TraceeGone
-from softsgx.run.tracee import NO_SYSCALL, Injector, Tracee, failed
+from softsgx.run.tracee import NO_SYSCALL, SCRATCH_SIZE, Injector, Tracee, failed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Programs:
             base = injector.call(
                 n.SYS_MMAP,
                 0,
-                size + _PAGE,
+                size + SCRATCH_SIZE,
                 n.PROT_READ | n.PROT_EXEC,
                 n.MAP_PRIVATE | n.MAP_ANONYMOUS,
                 -1,

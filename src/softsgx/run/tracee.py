@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 GROUP_STOPS = (n.SIGSTOP, 20, 21, 22)  # SIGTSTP, SIGTTIN, SIGTTOU
 SCRATCH_SLOT = 512
+# Every thread of a program may stand in a call of ours at the same time; what is not used has no page.
+SCRATCH_SIZE = 1 << 20
 _SA_RESETHAND = 0x80000000
 _SA_NODEFER = 0x40000000
 _SYSCALL_STOP = n.SIGTRAP | 0x80
@@ -62,8 +64,9 @@ class Mm:
         self.users = 0
         self.image = 0  # where our vDSO stands
         self.gadget = 0  # where the image's stub for injected calls stands; 0 until the exec stop has placed it
-        self.scratch = 0  # a readable page beside it for what an injected call reads
-        self.slots: list[int] = []
+        self.scratch = 0  # readable memory beside it for what an injected call reads
+        self.scratch_used = 0  # of it, so much has been lent at a time
+        self.slots: list[int] = []  # what of that is free
         self.records = 0  # where the record table is mapped
         self.aep = 0  # the ENCLU of our vDSO
         self.handle_exception = 0
@@ -158,15 +161,19 @@ class Mm:
 
     def scratch_for(self, data: bytes) -> "Scratch":
         """Lend a place in the program that holds `data`, for an injected call to read."""
-        if len(data) > SCRATCH_SLOT or not self.slots:
+        if len(data) > SCRATCH_SLOT or not self.scratch:
             raise RuntimeError(f"no scratch slot for {len(data)} bytes")
+        if not self.slots:
+            if self.scratch_used == SCRATCH_SIZE:
+                raise RuntimeError("no scratch slot left")
+            self.slots.append(self.scratch + self.scratch_used)
+            self.scratch_used += SCRATCH_SLOT
         return Scratch(self, data)
 
     def place(self, gadget: int, scratch: int) -> None:
-        """Record where the gadget and the scratch page beside it stand."""
+        """Record where the gadget and the scratch memory beside it stand."""
         self.gadget = gadget
         self.scratch = scratch
-        self.slots = [scratch + at for at in range(0, n.PAGE_SIZE, SCRATCH_SLOT)]
 
     def read(self, address: int, length: int) -> bytes:
         """Read memory of the program; shorter, or empty, where it is not mapped."""
@@ -188,7 +195,7 @@ class Mm:
 
 
 class Scratch:
-    """A slot of the scratch page, lent as a context."""
+    """A slot of the scratch memory, lent as a context."""
 
     def __init__(self, mm: Mm, data: bytes) -> None:
         self._mm = mm
