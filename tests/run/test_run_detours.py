@@ -20,6 +20,8 @@ WANTED = {
     "cold": UD2,
     "chosen": UD2,
     "beside": JUMP,
+    "past": UD2,
+    "bounded": UD2,
 }
 
 

@@ -31,7 +31,13 @@ LONGEST = 36
 _TEXT_LIMIT = 16 << 20
 _SITES = 96
 _SHORT = 128
-_JA = frozenset((Code.JA_REL8_64, Code.JA_REL32_64))
+# A compiler lets the default case or the switch itself be the branch's target.
+_UNSIGNED = frozenset(
+    (
+        *(Code.JA_REL8_64, Code.JA_REL32_64, Code.JAE_REL8_64, Code.JAE_REL32_64),
+        *(Code.JBE_REL8_64, Code.JBE_REL32_64, Code.JB_REL8_64, Code.JB_REL32_64),
+    )
+)
 _CMP = frozenset(
     (
         *(Code.CMP_AL_IMM8, Code.CMP_EAX_IMM32, Code.CMP_RAX_IMM32, Code.CMP_RM8_IMM8),
@@ -138,9 +144,12 @@ class Detours:
         indirect = False
         longest = compared = 0
         for instruction in self._instructions(function, dict(sorted(reached.items()))):
-            if instruction.code in _JA:
+            if instruction.code in _UNSIGNED:
                 longest = max(longest, compared)
-            compared = instruction.immediate(1) + 1 if instruction.code in _CMP else 0
+            elif instruction.code in _CMP:
+                compared = instruction.immediate(1) + 1
+            elif instruction.rflags_modified:
+                compared = 0
             if instruction.flow_control == FlowControl.INDIRECT_BRANCH:
                 if instruction.op0_kind != OpKind.REGISTER:
                     return None
@@ -154,9 +163,11 @@ class Detours:
         for table in tables:
             entries = self._elf.at(table, 4 * min(longest, _TABLE_ENTRIES))
             for (entry,) in iter_unpack("<i", entries[: len(entries) & ~3]):
-                if not start <= table + entry < end:
-                    break
-                cases.add(table + entry)
+                case = table + entry
+                if start <= case < end:
+                    cases.add(case)
+                elif not self._elf.executable(case):
+                    break  # no cold part of the function either: the table has ended
         return cases or None
 
     def _branches_into(

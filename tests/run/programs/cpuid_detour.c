@@ -42,7 +42,8 @@ static int right(void (*function)(struct regs *), int reads)
 
 int main(int argc, char **argv)
 {
-	static const char *const names[] = {"room", "displaced", "entered", "cold", "chosen", "beside"};
+	static const char *const names[] = {"room", "displaced", "entered", "cold", "chosen", "beside",
+					    "past", "bounded"};
 	void *library = argc > 1 ? dlopen(argv[1], RTLD_NOW) : NULL;
 
 	if (!library)

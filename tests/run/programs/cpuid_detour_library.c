@@ -4,7 +4,8 @@
 //
 // room: plain instructions, so a jump has room. displaced: one that reads and one that writes by RIP.
 // entered: a branch of the function leads right behind CPUID. cold: a branch of another one does.
-// chosen: a jump table does. beside: a jump table does not.
+// chosen: a jump table does. beside: a jump table does not. past: a jump table does behind an entry that
+// leads to a cold part. bounded: one does whose bound is compared otherwise than another number.
 
 // MOV of three bytes behind CPUID, so that the branch would lead into the jump.
 #define LOAD							\
@@ -58,11 +59,11 @@ FUNCTION(displaced, LOAD "displaced_where: cpuid\n"
 	 "	mov	detour_data@GOTPCREL(%rip), %rsi\n	mov (%rsi), %rdi\n	mov %rdi, 56(%r12)\n" STORE);
 FUNCTION(entered, LOAD "	test %rdi, %rdi\n	jz 1f\n	stc\nentered_where: cpuid\n1:	mov %rbx, %rbx\n" STORE);
 FUNCTION(cold, LOAD "cold_where: cpuid\ncold_behind:	mov %rbx, %rbx\n" STORE);
-FUNCTION(cold_part, "	test %rdi, %rdi\n	jz cold_behind\n	ret\n	.skip 300, 0x90\n");
-#define SWITCH(name)						\
+FUNCTION(cold_part, "cold_first:	test %rdi, %rdi\n	jz cold_behind\n	ret\n	.skip 300, 0x90\n");
+#define SWITCH(name) CHOICE(name, "	cmp	$1, %esi\n	ja	" #name "_last\n")
+#define CHOICE(name, bound)					\
 	"	mov	64(%rdi), %esi\n"			\
-	"	cmp	$1, %esi\n"				\
-	"	ja	" #name "_last\n"			\
+	bound							\
 	"	lea	" #name "_table(%rip), %rdi\n"		\
 	"	movslq	(%rdi,%rsi,4), %rsi\n"			\
 	"	add	%rdi, %rsi\n"				\
@@ -75,10 +76,18 @@ FUNCTION(cold_part, "	test %rdi, %rdi\n	jz cold_behind\n	ret\n	.skip 300, 0x90\n
 
 FUNCTION(chosen, LOAD SWITCH(chosen) STORE);
 FUNCTION(beside, LOAD SWITCH(beside) STORE);
+FUNCTION(past, LOAD CHOICE(past, "	cmp $2, %esi\n	ja past_last\n") STORE);
+FUNCTION(bounded, LOAD CHOICE(bounded, "	cmp $0, %rdi\n	ja 1f\n	ud2\n"
+				       "1:	cmp $2, %esi\n	jae bounded_last\n") STORE);
 __asm__(".section .rodata\n"
 	".balign 4\n"
 	"chosen_table:\n"
 	"	.long	chosen_last - chosen_table, chosen_behind - chosen_table\n"
 	"beside_table:\n"
 	"	.long	beside_last - beside_table, beside_last - beside_table\n"
+	"past_table:\n"
+	"	.long	past_last - past_table, cold_first - past_table\n"
+	"	.long	past_behind - past_table\n"
+	"bounded_table:\n"
+	"	.long	bounded_last - bounded_table, bounded_behind - bounded_table\n"
 	".text\n");
