@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from softsgx.run import cpuid_proof, site_cache
+from softsgx.run import cpuid_detours, cpuid_proof, site_cache
 from softsgx.run import cpuid_sites as module
 from softsgx.run.cpuid_sites import CPUID, Sites, cpuid_sites
 
@@ -191,6 +191,20 @@ def test_decoding_stops_when_its_budget_is_spent(
     monkeypatch.setattr(cpuid_proof, "_INSTRUCTIONS_LIMIT", 10)
     path = write(tmp_path, elf(b"\x90" * 10 + CPUID + RET))
     assert found(path) == ((), (TEXT_AT + 10,))
+
+
+@pytest.mark.parametrize("limit", ["_INSTRUCTIONS_LIMIT", "_LOOKED_AT_LIMIT"])
+def test_looking_for_room_stops_when_its_budget_is_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    path = write(tmp_path, elf((CPUID + b"\x90" * 62) * 8 + RET))
+    assert all(sites_of(path).detours)
+    module._remembered.clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    monkeypatch.setattr(cpuid_detours, limit, 1)
+    sites = sites_of(path)
+    assert len(sites.offsets) == 8
+    assert [bool(detour) for detour in sites.detours] == [True] + [False] * 7
 
 
 def test_a_pair_across_two_steps_of_the_search_is_found_once(

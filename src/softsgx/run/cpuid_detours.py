@@ -25,10 +25,13 @@ from softsgx.run.cpuid_sites import Elf
 
 JUMP = 5
 _CPUID_SIZE = 2
-# What a slot of paths.S holds of the program's own instructions.
+# What a slot of detours.S holds of the program's own instructions.
 LONGEST = 36
-# A tenth of a second a site, at the most, once a file; an image has no slots for more sites.
+# Once a file: some five seconds of looking at its text, three of decoding functions. An image has no
+# slots for more sites.
 _TEXT_LIMIT = 16 << 20
+_LOOKED_AT_LIMIT = 512 << 20
+_INSTRUCTIONS_LIMIT = 4 << 20
 _SITES = 96
 _SHORT = 128
 # A compiler lets the default case or the switch itself be the branch's target.
@@ -59,15 +62,18 @@ class Detours:
         self._elf = elf
         self._follow = follow  # Proof's: what is reached from the starts in a function
         self._left = _SITES
+        self._instructions_left = _INSTRUCTIONS_LIMIT
+        self._bytes_left = _LOOKED_AT_LIMIT
         ranges = elf.text()
-        if sum(end - start for start, end in ranges) > _TEXT_LIMIT:
+        self._size = sum(end - start for start, end in ranges)
+        if self._size > _TEXT_LIMIT:
             self._left = 0
             ranges = []
         self._texts = [(start, elf.read(start, end - start)) for start, end in ranges]
 
     def at(self, address: int, function: tuple[int, int], reached: dict[int, int]) -> int:
         """Give the encoded detour of a proven site, or 0."""
-        if not self._left:
+        if not self._left or self._instructions_left < 0 or self._bytes_left < 0:
             return 0
         self._left -= 1
         code = self._elf.at(address, _CPUID_SIZE + LONGEST)
@@ -110,6 +116,7 @@ class Detours:
                 return True
         if any(low <= target < high for target in (*cases, *self._targets(function, reached))):
             return True
+        self._bytes_left -= self._size
         # What the function itself executes is known, so its bytes need not be guessed at.
         known = bytearray(end - start)
         for ip, size in reached.items():
@@ -124,6 +131,7 @@ class Detours:
         self, function: tuple[int, int], reached: dict[int, int]
     ) -> Iterator[Instruction]:
         start, end = function
+        self._instructions_left -= len(reached)
         decoder = Decoder(64, self._elf.at(start, end - start), ip=start)
         for ip in reached:
             decoder.position = ip - start
