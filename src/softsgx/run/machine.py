@@ -75,39 +75,54 @@ class Machine:
 
     def open_node(self, tracee: "Tracee", node: str, flags: int) -> int:
         """Open a device node for a program; give our descriptor of the file."""
+        # What the program has closed by now has no descriptors of ours any more.
+        self.on_release()
         driver = self._platform.driver
         file: EnclaveFile | ProvisionFile
-        if node == ENCLAVE:
-            file = enclave = driver.open_enclave()
-            fd = enclave.elrange.reopen(flags)
-        else:
-            file = driver.open_provision()
-            inode = os.memfd_create("sgx_provision", os.MFD_CLOEXEC)
-            fd = os.open(f"/proc/self/fd/{inode}", flags)
-            os.close(inode)
-        self.files.add(fd, file)
-        # IN_CLOSE comes at the last reference to an open file, mappings and passed descriptors
-        # included: the kernel's release. The lease tells whether it was the last open file.
-        path = f"/proc/self/fd/{fd}"
-        lease = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        watch = _libc.inotify_add_watch(self._inotify, path.encode(), _IN_CLOSE)
-        if watch < 0:
-            error = OSError(ctypes.get_errno(), "no inotify watch")
-            self._observer.warn(
-                f"{node} cannot be opened, for its end could not be told "
-                f"({os.strerror(error.errno or 0)}): raise fs.inotify.max_user_watches"
-            )
+        file = driver.open_enclave() if node == ENCLAVE else driver.open_provision()
+        fd = lease = -1
+        try:
+            fd = self._descriptor_of(file, flags)
+            self.files.add(fd, file)
+            # IN_CLOSE comes at the last reference to an open file, mappings and passed descriptors
+            # included: the kernel's release. The lease tells whether it was the last open file.
+            path = f"/proc/self/fd/{fd}"
+            lease = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            watch = self._watch(node, path)
+        except OSError:
             self.files.remove(file)
             file.release()
-            os.close(lease)
-            os.close(fd)
-            raise error
+            for opened in (lease, fd):
+                if opened >= 0:
+                    os.close(opened)
+            raise
         self._watched[watch] = file, lease
         if not tracee.process.filtered and not tracee.process.interrupted:
             # It stops where its open returns, and the second filter is put in place there.
             tracee.process.interrupted = tracee.must_filter = True
             ptrace.interrupt(tracee.tid)
         return fd
+
+    @staticmethod
+    def _descriptor_of(file: "EnclaveFile | ProvisionFile", flags: int) -> int:
+        if isinstance(file, EnclaveFile):
+            return file.elrange.reopen(flags)
+        inode = os.memfd_create("sgx_provision", os.MFD_CLOEXEC)
+        try:
+            return os.open(f"/proc/self/fd/{inode}", flags)
+        finally:
+            os.close(inode)
+
+    def _watch(self, node: str, path: str) -> int:
+        watch: int = _libc.inotify_add_watch(self._inotify, path.encode(), _IN_CLOSE)
+        if watch < 0:
+            error = OSError(ctypes.get_errno(), "no inotify watch")
+            self._observer.warn(
+                f"{node} cannot be opened, for its end could not be told "
+                f"({os.strerror(error.errno or 0)}): raise fs.inotify.max_user_watches"
+            )
+            raise error
+        return watch
 
     def on_release(self) -> None:
         """Take what the watches tell, and end the files whose last reference is gone."""
