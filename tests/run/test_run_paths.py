@@ -113,7 +113,7 @@ def test_only_private_text_of_files_counts() -> None:
 7f0000004000-7f0000005000 r-xp 00000000 00:00 0                          [vdso]
 7f0000006000-7f0000009000 r-xp 00028000 fe:00 13 /usr/lib/libc.so.6
 """
-    assert executable_files(maps) == [
+    assert executable_files(maps.splitlines(keepends=True)) == [
         (0x55D000000000, 0x55D000001000),
         (0x7F0000006000, 0x7F0000009000),
     ]

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import import_module
 
 from softsgx.errors import SoftsgxError
 
@@ -75,7 +74,8 @@ def _dispatch(arguments: list[str]) -> int:
         given = f"there is no verb {verb!r}" if verb else "a verb is missing"
         raise SoftsgxError(f"{given}; the verbs are {', '.join(VERBS)} (softsgx --help)")
 
-    module = import_module(f"softsgx.cli.{verb}")
+    # Not by importlib, which brings more than a start needs.
+    module = __import__(f"softsgx.cli.{verb}", fromlist=["main"])
     # argparse takes as long to start as the interpreter, and a run starts before every program.
     quick = getattr(module, "parse", None)
     parsed = quick(arguments[1:]) if quick is not None else None

@@ -47,7 +47,7 @@ _CMP = frozenset(
         *(Code.CMP_RM32_IMM8, Code.CMP_RM32_IMM32, Code.CMP_RM64_IMM8, Code.CMP_RM64_IMM32),
     )
 )
-_TABLE_ENTRIES = 1024
+_TABLE_ENTRIES = 1 << 16
 
 
 def encode(length: int, displacement: int, code: bytes) -> int:
@@ -155,7 +155,9 @@ class Detours:
             if instruction.code in _UNSIGNED:
                 longest = max(longest, compared)
             elif instruction.code in _CMP:
-                compared = instruction.immediate(1) + 1
+                # Numbers as CPUID's leaves 8000_0000H on bound no table.
+                compared = (instruction.immediate(1) + 1) % (1 << 64)
+                compared = compared if compared <= _TABLE_ENTRIES else 0
             elif instruction.rflags_modified:
                 compared = 0
             if instruction.flow_control == FlowControl.INDIRECT_BRANCH:

@@ -13,7 +13,7 @@ import os
 import struct
 
 from softsgx.run import numbers as n
-from softsgx.run.tracee import failed
+from softsgx.run.ptrace import failed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from softsgx.run import numbers as n
 from softsgx.run.device_files import DeviceFiles, ProgramTask
 from softsgx.run.elrange_map import USER_MODE_ONLY, EnclaveMap, EnclaveVma, too_many_runs
 from softsgx.run.node_stat import NodeStat
+from softsgx.run.ptrace import failed
 from softsgx.run.records import TABLE_SIZE
-from softsgx.run.tracee import NO_SYSCALL, Injector, Process, Refused, Tracee, failed
+from softsgx.run.tracee import NO_SYSCALL, Injector, Process, Refused, Tracee
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import struct
 from bisect import bisect_left, bisect_right
 
 from softsgx.run import numbers as n
-from softsgx.run.tracee import failed
+from softsgx.run.ptrace import failed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -20,6 +20,8 @@ from softsgx.run.slots import JUMP_SIZE, free_slot, jump, path_slot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from softsgx.run.notification import Notification
     from softsgx.run.tracee import Tracee
     from softsgx.run.vdso import VdsoImage
@@ -47,10 +49,10 @@ def site_of(code: bytes, number: int, args: tuple[int, ...]) -> bool:
     return before not in _NOT_BEFORE and operand == value & 0xFFFFFFFF and last == _SYSCALL
 
 
-def executable_files(maps: bytes) -> list[tuple[int, int]]:
-    """Give the private executable mappings of files in a /proc/PID/maps."""
+def executable_files(maps: "Iterable[bytes]") -> list[tuple[int, int]]:
+    """Give the private executable mappings of files in the lines of a /proc/PID/maps."""
     found = []
-    for line in maps.splitlines():
+    for line in maps:
         fields = line.split(None, 5)
         if len(fields) == 6 and fields[1] == b"r-xp" and fields[5].startswith(b"/"):
             low, _, high = fields[0].partition(b"-")
@@ -95,7 +97,7 @@ class PathSites:
         if not any(low < start and start + _SITE_SIZE <= high for low, high in mm.text):
             try:
                 with open(f"/proc/{tracee.tid}/maps", "rb") as maps:
-                    mm.text = executable_files(maps.read())
+                    mm.text = executable_files(maps)
             except OSError:
                 return False
             if not any(low < start and start + _SITE_SIZE <= high for low, high in mm.text):

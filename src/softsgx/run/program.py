@@ -17,8 +17,9 @@ from softsgx.run import ptrace
 from softsgx.run.cpuid_changes import CpuidChanges
 from softsgx.run.cpuid_sites import NO_SITES, Sites, cpuid_sites
 from softsgx.run.executable import privilege
-from softsgx.run.ptrace import TraceeGone
-from softsgx.run.tracee import NO_SYSCALL, SCRATCH_SIZE, Injector, Tracee, failed
+from softsgx.run.path_sites import executable_files
+from softsgx.run.ptrace import TraceeGone, failed
+from softsgx.run.tracee import NO_SYSCALL, SCRATCH_SIZE, Injector, Tracee
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -162,6 +163,9 @@ class Programs:
             # What is written to a shared mapping is written to the file.
             ptrace.cont(tracee.tid)
             return
+        if regs.r10 & n.MAP_FIXED:
+            # As the dynamic linker maps a library's text: its path calls need no look at the maps.
+            tracee.mm.text.append((regs.rdi, regs.rdi + regs.rsi))
         fd, offset = regs.r8 & 0xFFFFFFFF, regs.r9
         here = self._proven(tracee, f"/proc/{tracee.tid}/fd/{fd}", offset, offset + regs.rsi)
         if not here:
@@ -203,6 +207,7 @@ class Programs:
                 lines = maps.readlines()
         except OSError:
             return
+        tracee.mm.text = executable_files(lines)
         program = self._own_file(pid)
         for line in lines:
             fields = line.split(None, 5)

@@ -56,6 +56,8 @@ class TraceeGone(Exception):
     """The thread was killed, or its exec took it away, while the supervisor worked for it."""
 
 
+_ERRNO_FLOOR = 0xFFFFFFFFFFFFF000
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _ptrace = _libc.ptrace
 _ptrace.restype = ctypes.c_long
@@ -177,6 +179,11 @@ def _call(request: int, tid: int, address: int | None, data: int | None) -> int:
             raise TraceeGone
         raise OSError(code, f"ptrace request {request:#x} of thread {tid}: {os.strerror(code)}")
     return result
+
+
+def failed(result: int) -> int:
+    """Give the errno of an injected call's result, or 0."""
+    return (1 << 64) - result if result >= _ERRNO_FLOOR else 0
 
 
 def seize(tid: int) -> None:

@@ -17,7 +17,6 @@ from softsgx.run.host import require_host
 from softsgx.run.job import block_signals
 from softsgx.run.observe import Observer
 from softsgx.run.spawn import TERMINAL, EndedEarly, Inherited, find_program, require_servable, spawn
-from softsgx.run.supervisor import Supervisor
 from softsgx.run.vdso import VdsoImage
 
 TYPE_CHECKING = False
@@ -125,6 +124,9 @@ def run_program(
         pid, listener = spawn(program, argv, Inherited(mask, ignored, limits))
     except EndedEarly as ended:
         return ended.status
+    # A tenth of a start's time, in which the kernel carries out the program's exec.
+    from softsgx.run.supervisor import Supervisor  # noqa: PLC0415
+
     gc.freeze()
     gc.enable()
     supervisor = Supervisor(

@@ -40,13 +40,7 @@ NO_SYSCALL = 0xFFFFFFFFFFFFFFFF
 _ALL_SIGNALS = 0xFFFFFFFFFFFFFFFF
 _PR_GET_DUMPABLE = 3
 _PR_SET_DUMPABLE = 4
-_ERRNO_FLOOR = 0xFFFFFFFFFFFFF000
 _DIRECTION_AND_TRAP = 0x400 | 0x100
-
-
-def failed(result: int) -> int:
-    """Give the errno of an injected call's result, or 0."""
-    return (1 << 64) - result if result >= _ERRNO_FLOOR else 0
 
 
 class Refused(Exception):
@@ -113,7 +107,7 @@ class Mm:
         child.slots_used = self.slots_used
         child.path_sites_left = set(self.path_sites_left)
         child.changed_pages = set(self.changed_pages)
-        child.text = self.text
+        child.text = list(self.text)
         child.records = self.records
         child.aep = self.aep
         child.handle_exception = self.handle_exception

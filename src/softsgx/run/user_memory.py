@@ -17,7 +17,8 @@ from contextlib import contextmanager
 
 from softsgx.errors import Fault
 from softsgx.run import numbers as n
-from softsgx.run.tracee import Tracee, failed
+from softsgx.run.ptrace import failed
+from softsgx.run.tracee import Tracee
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
