@@ -56,7 +56,8 @@ def receive(channel: _socket.socket) -> tuple[bytes, int]:
 def take(tracee: "Tracee", injector: "Injector", fd: int) -> int:
     """Take a copy of the program's descriptor, which its thread sends itself; OSError if it cannot.
 
-    The socket is new each time: what the program writes to it meanwhile can only harm itself.
+    The socket is new each time: what the program writes to it meanwhile can only harm itself. What
+    was sent is there by then; for what another thread has taken out of the way nobody waits.
     """
     ours, theirs = pair()
     try:
@@ -66,6 +67,7 @@ def take(tracee: "Tracee", injector: "Injector", fd: int) -> int:
         result = _sendmsg(tracee, injector, lent, fd)
         injector.call(n.SYS_CLOSE, lent)
         _check(result)
+        ours.setblocking(False)
         _, taken = receive(ours)
     finally:
         ours.close()
