@@ -21,7 +21,8 @@ _DEFAULT_EPC = "128M"
 def _size(text: str) -> int:
     """Read a size; SoftsgxError says what is wrong with it."""
     digits, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in _UNITS else (text, "")
-    if not digits.isdecimal():
+    # Python reads no more than 4300 digits, and no size has twenty.
+    if not digits.isdecimal() or len(digits) > 20:
         raise SoftsgxError(f"--epc {text}: not a size; wanted is one such as 128M")
     size = int(digits) << _UNITS.get(unit, 0)
     if not size or size % _PAGE:
