@@ -79,6 +79,14 @@ def test_a_shared_mapping_of_text_leaves_the_file_as_it_is(
     assert copy.read_bytes() == before
 
 
+def test_what_lies_behind_a_changed_text_is_not_written_to(softsgx: "Harness") -> None:
+    neighbour = softsgx.program("text_neighbour")
+    ended = softsgx.run(neighbour)
+    # The control: CPUID itself was changed. RET leaves no room for a jump.
+    assert (ended.status, ended.out) == (0, "0b b\n"), ended
+    assert subprocess.run([neighbour], check=True, capture_output=True).stdout == b"a2 b\n"
+
+
 def test_what_cannot_be_mapped_is_refused_as_the_kernel_does(
     softsgx: "Harness", tmp_path: Path
 ) -> None:

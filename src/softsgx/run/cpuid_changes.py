@@ -46,6 +46,7 @@ class CpuidChanges:
         low = sites[0][0]
         text = bytearray(mm.read(low, sites[-1][0] - low + _LONGEST))
         slots_at, slots = 0, b""
+        end = 0  # what lies behind is another mapping's perhaps, and in use
         for address, detour in sites:
             at = address - low
             # The bytes are looked at once more: the file may have changed since it was looked into.
@@ -57,14 +58,16 @@ class CpuidChanges:
                 mm.slots_used += 1
                 slots_at = slots_at or slot
                 slots += code
-                text[at : at + JUMP_SIZE] = jump(address, slot)
+                end = at + JUMP_SIZE
+                text[at:end] = jump(address, slot)
             else:
-                text[at : at + 2] = UD2
+                end = at + len(UD2)
+                text[at:end] = UD2
                 mm.cpuid_sites.add(address)
             mm.changed_pages.update((address // n.PAGE_SIZE, (address + 4) // n.PAGE_SIZE))
         if slots:
             mm.write(slots_at, slots)
-        mm.write(low, bytes(text))
+        mm.write(low, bytes(text[:end]))
 
     def _slot(self, mm: "Mm", slot: int, address: int, detour: int, text: bytes) -> bytes:
         length, displacement, checksum = detour & 0xFF, detour >> 8 & 0xFF, detour >> 32
