@@ -11,7 +11,15 @@ from binascii import crc32
 
 from softsgx.run import numbers as n
 from softsgx.run.gp_instructions import CPUID, UD2
-from softsgx.run.slots import JUMP_SIZE, MOVED_MOST, cpuid_slot, free_slot, jump, moved_to
+from softsgx.run.slots import (
+    JUMP_SIZE,
+    MOVED_MOST,
+    cpuid_slot,
+    free_slot,
+    jump,
+    moved_to,
+    path_slot,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,8 +28,13 @@ if TYPE_CHECKING:
 
 _NEIGHBOURS = 4 * n.PAGE_SIZE
 _LONGEST = 64  # bytes from a CPUID on that are looked at
+_BEFORE = 0xFF  # as in cpuid_detours, which brings the decoder
 _DISPLACEMENT = struct.Struct("<i")
 _DISPLACEMENTS = range(-(1 << 31), 1 << 31)
+
+
+def _before(detour: int) -> bool:
+    return detour >> 8 & 0xFF == _BEFORE
 
 
 class CpuidChanges:
@@ -43,34 +56,41 @@ class CpuidChanges:
             self._change_near(tracee.mm, near)
 
     def _change_near(self, mm: "Mm", sites: list[tuple[int, int]]) -> None:
-        low = sites[0][0]
+        low = sites[0][0] - (JUMP_SIZE if _before(sites[0][1]) else 0)
         text = bytearray(mm.read(low, sites[-1][0] - low + _LONGEST))
-        slots_at, slots = 0, b""
-        end = 0  # what lies behind is another mapping's perhaps, and in use
+        slots_at, slots, end = 0, b"", 0
         for address, detour in sites:
             at = address - low
             # The bytes are looked at once more: the file may have changed since it was looked into.
             if text[at : at + 2] != CPUID:
                 continue
-            slot = free_slot(mm, self._vdso, address) if detour and self._detours else 0
-            code = self._slot(mm, slot, address, detour, bytes(text[at:])) if slot else b""
+            first = at - (JUMP_SIZE if _before(detour) else 0)
+            # What is before a CPUID may have moved with the CPUID before that.
+            wanted = detour and self._detours and first >= end
+            slot = free_slot(mm, self._vdso, low + first) if wanted else 0
+            code = self._slot(mm, slot, address, detour, bytes(text[first:])) if slot else b""
             if code:
                 mm.slots_used += 1
                 slots_at = slots_at or slot
                 slots += code
-                end = at + JUMP_SIZE
-                text[at:end] = jump(address, slot)
-            else:
+                text[first : first + JUMP_SIZE] = jump(low + first, slot)
+                end = first + JUMP_SIZE if first < at else at + (detour & 0xFF)
+            if not code or first < at:
+                text[at : at + len(UD2)] = UD2
                 end = at + len(UD2)
-                text[at:end] = UD2
                 mm.cpuid_sites.add(address)
-            mm.changed_pages.update((address // n.PAGE_SIZE, (address + 4) // n.PAGE_SIZE))
+            mm.changed_pages.update(((low + first) // n.PAGE_SIZE, (address + 4) // n.PAGE_SIZE))
         if slots:
             mm.write(slots_at, slots)
         mm.write(low, bytes(text[:end]))
 
     def _slot(self, mm: "Mm", slot: int, address: int, detour: int, text: bytes) -> bytes:
         length, displacement, checksum = detour & 0xFF, detour >> 8 & 0xFF, detour >> 32
+        call = mm.image + self._vdso.answer_cpuid
+        if _before(detour):
+            size = JUMP_SIZE + len(CPUID)
+            mov, back = text[:JUMP_SIZE], address + len(CPUID)
+            return path_slot(slot, mov, call, back) if crc32(text[:size]) == checksum else b""
         moved = bytearray(text[len(CPUID) : length])
         # Another file may have had the same build id.
         if len(moved) > MOVED_MOST or crc32(text[:length]) != checksum:
@@ -82,5 +102,4 @@ class CpuidChanges:
             if value not in _DISPLACEMENTS:
                 return b""
             _DISPLACEMENT.pack_into(moved, at, value)
-        call = mm.image + self._vdso.answer_cpuid
         return cpuid_slot(slot, call, bytes(moved), address + length)

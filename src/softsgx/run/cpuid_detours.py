@@ -12,6 +12,9 @@ displacement, depends on where it is) and where nothing else leads into the mids
 - no entry of a jump table, as long as the comparison before the indirect jump lets it be. A function
   whose indirect jump goes by another kind of table is left alone.
 
+Where they cannot, a MOV of five bytes before the CPUID may make room, proven in the same way; the
+CPUID itself stays, as UD2.
+
 Loaded once a file, with the decoder. Source: SDM volume 2, "JMP", "Jcc".
 """
 
@@ -50,6 +53,10 @@ _CMP = frozenset(
 _TABLE_ENTRIES = 1 << 16
 
 
+# Instead of where a displacement is: the five bytes before CPUID, a MOV to its operand, move.
+BEFORE = 0xFF
+
+
 def encode(length: int, displacement: int, code: bytes) -> int:
     """Encode a detour: bytes from CPUID on, where behind it a displacement is (0 none), a checksum."""
     return length | displacement << 8 | crc32(code) << 32
@@ -76,6 +83,20 @@ class Detours:
         if not self._left or self._instructions_left < 0 or self._bytes_left < 0:
             return 0
         self._left -= 1
+        return self._behind(address, function, reached) or self._before(address, function, reached)
+
+    def _before(self, address: int, function: tuple[int, int], reached: dict[int, int]) -> int:
+        start = address - JUMP
+        code = self._elf.at(start, JUMP + _CPUID_SIZE)
+        instruction = Decoder(64, code, ip=start).decode()
+        if instruction.code != Code.MOV_R32_IMM32 or reached.get(start) != JUMP:
+            return 0
+        # Who comes to CPUID itself, with another operand, finds it there.
+        if self._entered(start + 1, address, function, reached):
+            return 0
+        return encode(JUMP, BEFORE, code)
+
+    def _behind(self, address: int, function: tuple[int, int], reached: dict[int, int]) -> int:
         code = self._elf.at(address, _CPUID_SIZE + LONGEST)
         decoder = Decoder(64, code, ip=address)
         length = displacement = 0

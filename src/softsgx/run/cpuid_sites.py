@@ -43,7 +43,7 @@ _REMEMBERED_LIMIT = 4096
 # Two periods of the slowest clock that stamps files (CONFIG_HZ=100).
 _TICK_NS = 20_000_000
 # Searching less than this again is cheaper than an entry on disk.
-_WORTH_KEEPING = 1 << 20
+_WORTH_KEEPING = 1 << 16
 
 
 class Sites:

@@ -17,7 +17,7 @@ from binascii import crc32
 from struct import Struct, error, pack, unpack_from
 
 # The digit counts up when the proof changes, so that no entry outlives the rules it was made by.
-_MAGIC = b"sgxcpu6\n"
+_MAGIC = b"sgxcpu7\n"
 _HEAD = Struct("<8sIIII")
 _LARGEST_ENTRY = 8 << 20
 

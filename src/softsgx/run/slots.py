@@ -33,7 +33,7 @@ def jump(at: int, to: int) -> bytes:
 
 
 def path_slot(at: int, mov: bytes, call: int, back: int) -> bytes:
-    """Assemble the slot at `at` of a path call.
+    """Assemble the slot at `at` of a path call, or of a CPUID with a MOV before it.
 
     `mov` is what stood where the jump is, `call` the image's function, `back` the way back.
     """

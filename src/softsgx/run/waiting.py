@@ -70,7 +70,15 @@ class Waiter:
 
     def ready(self, block: bool) -> list[int]:
         """Give the descriptors that want attention; `block` waits for one."""
-        return [fd for fd, _ in self._poll.poll(-1 if block else 0)]
+        wanted = []
+        for fd, events in self._poll.poll(-1 if block else 0):
+            if events == select.EPOLLHUP:
+                # The listener, when nobody has the filter any more: it would say so until the end.
+                self._poll.unregister(fd)
+                self._look.unregister(fd)
+            else:
+                wanted.append(fd)
+        return wanted
 
     def _start_bell(self) -> None:
         signals.interrupt_calls_by(_BELL)

@@ -42,7 +42,7 @@ static int right(void (*function)(struct regs *), int reads)
 
 int main(int argc, char **argv)
 {
-	static const char *const names[] = {"room", "displaced", "entered", "cold", "chosen", "beside",
+	static const char *const names[] = {"room", "displaced", "entered", "cold", "led", "chosen", "beside",
 					    "past", "bounded"};
 	void *library = argc > 1 ? dlopen(argv[1], RTLD_NOW) : NULL;
 
@@ -56,6 +56,9 @@ int main(int argc, char **argv)
 		snprintf(where, sizeof where, "%s_where", names[i]);
 		*(void **)&function = dlsym(library, names[i]);
 		at = dlsym(library, where);
+		snprintf(where, sizeof where, "%s_mov", names[i]);
+		if (dlsym(library, where))
+			at = dlsym(library, where);
 		printf("%s %02x %s\n", names[i], at[0] == 0x0f ? at[1] : at[0],
 		       right(function, !strcmp(names[i], "displaced")) ? "right" : "wrong");
 	}

@@ -4,7 +4,7 @@
 //
 // room: plain instructions, so a jump has room. displaced: one that reads and one that writes by RIP.
 // entered: a branch of the function leads right behind CPUID. cold: a branch of another one does.
-// chosen: a jump table does. beside: a jump table does not. past: a jump table does behind an entry that
+// led: one does, but a MOV is before CPUID. chosen: a jump table does. beside: a jump table does not. past: a jump table does behind an entry that
 // leads to a cold part. bounded: one does whose bound is compared otherwise than another number.
 
 // MOV of three bytes behind CPUID, so that the branch would lead into the jump.
@@ -52,6 +52,7 @@
 		".cfi_startproc\n" body ".cfi_endproc\n"	\
 		".size	" #name ", . - " #name "\n")
 
+__asm__(".globl led_mov\n");
 long detour_data[2] = {0x1234, 0};
 
 FUNCTION(room, LOAD "room_where: cpuid\n	mov %rbx, %rbx\n	nop\n" STORE);
@@ -59,6 +60,8 @@ FUNCTION(displaced, LOAD "displaced_where: cpuid\n"
 	 "	mov	detour_data@GOTPCREL(%rip), %rsi\n	mov (%rsi), %rdi\n	mov %rdi, 56(%r12)\n" STORE);
 FUNCTION(entered, LOAD "	test %rdi, %rdi\n	jz 1f\n	stc\nentered_where: cpuid\n1:	mov %rbx, %rbx\n" STORE);
 FUNCTION(cold, LOAD "cold_where: cpuid\ncold_behind:	mov %rbx, %rbx\n" STORE);
+FUNCTION(led, LOAD "	mov	%eax, %esi\n	stc\n	cmp $7, %eax\n	stc\n	jne led_where\n"
+	 "led_mov: mov $7, %eax\nled_where: cpuid\n1:	mov %rbx, %rbx\n	test %r12, %r12\n	jz 1b\n	stc\n" STORE);
 FUNCTION(cold_part, "cold_first:	test %rdi, %rdi\n	jz cold_behind\n	ret\n	.skip 300, 0x90\n");
 #define SWITCH(name) CHOICE(name, "	cmp	$1, %esi\n	ja	" #name "_last\n")
 #define CHOICE(name, bound)					\
