@@ -23,6 +23,7 @@ WANTED = {
     "beside": JUMP,
     "past": UD2,
     "bounded": UD2,
+    "leaf": JUMP,
 }
 
 

@@ -43,7 +43,7 @@ static int right(void (*function)(struct regs *), int reads)
 int main(int argc, char **argv)
 {
 	static const char *const names[] = {"room", "displaced", "entered", "cold", "led", "chosen", "beside",
-					    "past", "bounded"};
+					    "past", "bounded", "leaf"};
 	void *library = argc > 1 ? dlopen(argv[1], RTLD_NOW) : NULL;
 
 	if (!library)

@@ -6,6 +6,7 @@
 // entered: a branch of the function leads right behind CPUID. cold: a branch of another one does.
 // led: one does, but a MOV is before CPUID. chosen: a jump table does. beside: a jump table does not. past: a jump table does behind an entry that
 // leads to a cold part. bounded: one does whose bound is compared otherwise than another number.
+// leaf: a number beside is too large for the bound of a table.
 
 // MOV of three bytes behind CPUID, so that the branch would lead into the jump.
 #define LOAD							\
@@ -82,6 +83,8 @@ FUNCTION(beside, LOAD SWITCH(beside) STORE);
 FUNCTION(past, LOAD CHOICE(past, "	cmp $2, %esi\n	ja past_last\n") STORE);
 FUNCTION(bounded, LOAD CHOICE(bounded, "	cmp $0, %rdi\n	ja 1f\n	ud2\n"
 				       "1:	cmp $2, %esi\n	jae bounded_last\n") STORE);
+FUNCTION(leaf, LOAD CHOICE(leaf, "	cmp $0x40000000, %rdi\n	ja 1f\n	ud2\n"
+				 "1:	cmp $1, %esi\n	ja leaf_last\n") STORE);
 __asm__(".section .rodata\n"
 	".balign 4\n"
 	"chosen_table:\n"
@@ -93,4 +96,7 @@ __asm__(".section .rodata\n"
 	"	.long	past_behind - past_table\n"
 	"bounded_table:\n"
 	"	.long	bounded_last - bounded_table, bounded_behind - bounded_table\n"
+	"leaf_table:\n"
+	"	.long	leaf_last - leaf_table, leaf_last - leaf_table\n"
+	"	.long	leaf_behind - leaf_table\n" // behind the table
 	".text\n");
