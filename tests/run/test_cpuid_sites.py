@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from softsgx.run import cpuid_detours, cpuid_proof, site_cache
 from softsgx.run import cpuid_sites as module
-from softsgx.run.cpuid_sites import CPUID, Sites, cpuid_sites
+from softsgx.run.cpuid_sites import Sites, cpuid_sites
+from softsgx.run.gp_instructions import CPUID
 
 CC = shutil.which("cc")
 needs_cc = pytest.mark.skipif(CC is None, reason="there is no C compiler (cc)")

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from softsgx.run import cpuid_sites as module
 from softsgx.run import segment_search, site_cache
-from softsgx.run.cpuid_sites import CPUID, cpuid_sites
+from softsgx.run.cpuid_sites import cpuid_sites
+from softsgx.run.gp_instructions import CPUID
 
 if TYPE_CHECKING:
     from conftest import Harness

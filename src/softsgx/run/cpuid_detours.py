@@ -25,11 +25,10 @@ from struct import iter_unpack
 from iced_x86 import Code, Decoder, FlowControl, Instruction, OpKind
 
 from softsgx.run.cpuid_sites import Elf
+from softsgx.run.gp_instructions import CPUID
+from softsgx.run.slots import JUMP_SIZE, MOVED_MOST
 
-JUMP = 5
-_CPUID_SIZE = 2
-# What a slot of detours.S holds of the program's own instructions.
-LONGEST = 36
+_LONGEST = len(CPUID) + MOVED_MOST
 # Once a file: some five seconds of looking at its text, three of decoding functions. An image has no
 # slots for more sites.
 _TEXT_LIMIT = 16 << 20
@@ -86,21 +85,21 @@ class Detours:
         return self._behind(address, function, reached) or self._before(address, function, reached)
 
     def _before(self, address: int, function: tuple[int, int], reached: dict[int, int]) -> int:
-        start = address - JUMP
-        code = self._elf.at(start, JUMP + _CPUID_SIZE)
+        start = address - JUMP_SIZE
+        code = self._elf.at(start, JUMP_SIZE + len(CPUID))
         instruction = Decoder(64, code, ip=start).decode()
-        if instruction.code != Code.MOV_R32_IMM32 or reached.get(start) != JUMP:
+        if instruction.code != Code.MOV_R32_IMM32 or reached.get(start) != JUMP_SIZE:
             return 0
         # Who comes to CPUID itself, with another operand, finds it there.
         if self._entered(start + 1, address, function, reached):
             return 0
-        return encode(JUMP, BEFORE, code)
+        return encode(JUMP_SIZE, BEFORE, code)
 
     def _behind(self, address: int, function: tuple[int, int], reached: dict[int, int]) -> int:
-        code = self._elf.at(address, _CPUID_SIZE + LONGEST)
+        code = self._elf.at(address, _LONGEST)
         decoder = Decoder(64, code, ip=address)
         length = displacement = 0
-        while length < JUMP:
+        while length < JUMP_SIZE:
             instruction = decoder.decode()
             plain = instruction.flow_control == FlowControl.NEXT
             if not plain or abs(reached.get(address + length, 0)) != instruction.len:
@@ -113,7 +112,7 @@ class Detours:
                     return 0
                 displacement = length + offsets.displacement_offset
             length += instruction.len
-        if length > _CPUID_SIZE + LONGEST:
+        if length > _LONGEST:
             return 0
         if self._entered(address + 1, address + length, function, reached):
             return 0

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a program file executes CPUID: the bytes 0F A2 at proven instruction boundaries.
 
-User-mode CPUID cannot be trapped on many hosts; there the supervisor replaces the instruction by the
-equally long UD2 where a file is mapped executable. Patching two bytes that are no CPUID would
-break the program, so a site is given only when it is proven: control flow that starts where
+User-mode CPUID cannot be trapped on many hosts; there the supervisor replaces the instruction, by the
+equally long UD2 or by a jump, where a file is mapped executable. Patching two bytes that are no CPUID
+would break the program, so a site is given only when it is proven: control flow that starts where
 the file itself says a function starts (an FDE found through .eh_frame_hdr, a function symbol, the entry
 point) reaches it, and no reached instruction overlaps it. Everything else is left alone; what is not
 plainly the operand of another instruction is reported as unproven.
@@ -21,8 +21,7 @@ from stat import S_ISREG
 from struct import Struct, error, unpack_from
 
 from softsgx.run import site_cache
-
-CPUID = b"\x0f\xa2"
+from softsgx.run.gp_instructions import CPUID
 
 _EHDR = Struct("<16sHHIQQQIHHHHHH")
 _PHDR = Struct("<IIQQQQQQ")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program's image at exec and after: our vDSO in place of the kernel's, and CPUID that traps.
+"""A program's image at exec and after: our vDSO in place of the kernel's, and CPUID that is answered.
 
 Owns whether this host has CPUID faulting, which the first exec finds out. At the exec stop, before
 the dynamic linker runs, AT_SYSINFO_EHDR is pointed at our vDSO. User-mode CPUID cannot be made to
-trap on many hosts, so in every executable file mapping the proven CPUID instructions are replaced
-by the equally long UD2.
+trap on many hosts, so in every executable file mapping the proven CPUID instructions are changed
+(cpuid_changes).
 """
 
 import errno
