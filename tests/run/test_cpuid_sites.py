@@ -208,6 +208,21 @@ def test_looking_for_room_stops_when_its_budget_is_spent(
     assert [bool(detour) for detour in sites.detours] == [True] + [False] * 7
 
 
+@pytest.mark.parametrize(("limit", "room"), [(1 << 20, True), (5000, False)])
+def test_the_entries_of_jump_tables_are_in_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, room: bool
+) -> None:
+    monkeypatch.setattr(cpuid_detours, "_INSTRUCTIONS_LIMIT", limit)
+    behind = CPUID + b"\x90" * 8 + RET
+    # lea table(%rip), %rdi; cmp $10000, %esi; ja over; jmp *%rsi; over:
+    switch = b"\x81\xfe\x10\x27\0\0" + b"\x77\x02" + b"\xff\xe6"
+    lea = b"\x48\x8d\x3d" + struct.pack("<i", len(switch + behind))
+    path = write(tmp_path, elf(lea + switch + behind + bytes(40_004)))
+    sites = sites_of(path)
+    assert sites.offsets == (TEXT_AT + len(lea + switch),)
+    assert bool(sites.detours[0]) is room
+
+
 def test_a_pair_across_two_steps_of_the_search_is_found_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,7 +191,10 @@ class Detours:
         # What compilers make of a switch: 32-bit entries, relative to the table.
         cases: set[int] = set()
         for table in tables:
-            entries = self._elf.at(table, 4 * min(longest, _TABLE_ENTRIES))
+            entries = self._elf.at(table, 4 * longest)
+            self._instructions_left -= len(entries) // 4
+            if self._instructions_left < 0:
+                return None
             for (entry,) in iter_unpack("<i", entries[: len(entries) & ~3]):
                 case = table + entry
                 if start <= case < end:
