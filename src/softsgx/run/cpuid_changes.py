@@ -44,19 +44,20 @@ class CpuidChanges:
         self._vdso = vdso
         self._detours = detours
 
-    def change(self, tracee: "Tracee", sites: list[tuple[int, int]]) -> None:
-        """Change sites, each an address and its encoded detour (cpuid_detours.encode)."""
+    def change(self, tracee: "Tracee", sites: list[tuple[int, int]], start: int) -> None:
+        """Change sites of a mapping, each an address and its encoded detour (cpuid_detours.encode)."""
         near: list[tuple[int, int]] = []
         for site in sites:
             if near and site[0] - near[0][0] > _NEIGHBOURS:
-                self._change_near(tracee.mm, near)
+                self._change_near(tracee.mm, near, start)
                 near = []
             near.append(site)
         if near:
-            self._change_near(tracee.mm, near)
+            self._change_near(tracee.mm, near, start)
 
-    def _change_near(self, mm: "Mm", sites: list[tuple[int, int]]) -> None:
-        low = sites[0][0] - (JUMP_SIZE if _before(sites[0][1]) else 0)
+    def _change_near(self, mm: "Mm", sites: list[tuple[int, int]], start: int) -> None:
+        # Not below the mapping: what is there is another's.
+        low = max(sites[0][0] - (JUMP_SIZE if _before(sites[0][1]) else 0), start)
         text = bytearray(mm.read(low, sites[-1][0] - low + _LONGEST))
         slots_at, slots, end = 0, b"", 0
         for address, detour in sites:
@@ -66,7 +67,7 @@ class CpuidChanges:
                 continue
             first = at - (JUMP_SIZE if _before(detour) else 0)
             # What is before a CPUID may have moved with the CPUID before that.
-            wanted = detour and self._detours and first >= end
+            wanted = detour and self._detours and first >= max(end, 0)
             slot = free_slot(mm, self._vdso, low + first) if wanted else 0
             code = self._slot(mm, slot, address, detour, bytes(text[first:])) if slot else b""
             if code:

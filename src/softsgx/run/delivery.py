@@ -15,6 +15,7 @@ from softsgx.run import ptrace
 from softsgx.run.tracee import GROUP_STOPS, Tracee, handler_of, kernel_action
 
 SIG_IGN = 1
+_IGNORED_BY_DEFAULT = (17, 18, 23, 28)  # SIGCHLD, SIGCONT, SIGURG, SIGWINCH
 SI_KERNEL = 0x80
 TRAP_HWBKPT = 4
 _ALL = (1 << 64) - 1
@@ -62,16 +63,24 @@ def unforce(tracee: Tracee, signal: int) -> None:
 
 
 def _caught(tracee: Tracee, signal: int) -> bool:
+    return _disposed(tracee, signal, b"SigCgt:", otherwise=True)
+
+
+def _disposed(tracee: Tracee, signal: int, row: bytes, *, otherwise: bool) -> bool:
     with open(f"/proc/{tracee.tid}/status", "rb") as status:
         for line in status:
-            if line.startswith(b"SigCgt:"):
+            if line.startswith(row):
                 return bool(int(line.split()[1], 16) & bit(signal))
-    return True
+    return otherwise
 
 
-def stops(tracee: Tracee, signal: int) -> bool:
-    """Tell whether the action of a signal is to stop the process."""
-    return signal in GROUP_STOPS and not _caught(tracee, signal)
+def unseen(tracee: Tracee, signal: int) -> bool:
+    """Tell whether a signal only stops the process, or does nothing: no handler sees the thread."""
+    if _caught(tracee, signal):
+        return False
+    if signal in GROUP_STOPS or signal in _IGNORED_BY_DEFAULT:
+        return True
+    return _disposed(tracee, signal, b"SigIgn:", otherwise=False)
 
 
 def restore_actions(tracee: Tracee) -> None:

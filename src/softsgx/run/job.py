@@ -9,11 +9,14 @@ program may catch the signal, tidy up the terminal first, or not stop at all.
 """
 
 import os
+import time
 
 from softsgx.run import numbers as n
 from softsgx.run import signals
 
 _FORWARDED = (signals.SIGTERM, signals.SIGHUP)
+# Seconds in which a program that catches the signal has tidied up and stops itself.
+_PATIENCE = 5.0
 _TERMINAL_STOPS = (signals.SIGTSTP, signals.SIGTTIN, signals.SIGTTOU)
 
 
@@ -28,7 +31,7 @@ class Job:
     def __init__(self) -> None:
         self.fd = signals.descriptor(signals.bits(*_FORWARDED, *_TERMINAL_STOPS))
         self.first = 0  # the first program
-        self._asked = False  # the terminal has told the whole group to stop
+        self._asked = 0.0  # until when the terminal's wish that the whole group stop counts
         self._stopped = 0  # the signal of the first program's group stop
 
     def on_signal(self, programs: set[int]) -> None:
@@ -39,7 +42,7 @@ class Job:
             for pid in {self.first} & programs or programs:
                 os.kill(pid, number)
         elif number:
-            self._asked = True
+            self._asked = time.monotonic() + _PATIENCE
 
     def on_program_stop(self, number: int) -> None:
         """The first program is in a group stop by this signal; 0 when it goes on."""
@@ -47,9 +50,9 @@ class Job:
 
     def stop_with_program(self) -> None:
         """Stop, where the terminal has asked for it and the first program has stopped."""
-        if not self._asked or not self._stopped:
+        if not self._stopped or time.monotonic() > self._asked:
             return
-        number, self._asked = self._stopped, False
+        number, self._asked = self._stopped, 0.0
         signals.unblock(signals.bits(*_TERMINAL_STOPS))
         os.kill(os.getpid(), number)
         # Here the shell has sent SIGCONT to all of the job.

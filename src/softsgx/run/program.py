@@ -173,7 +173,8 @@ class Programs:
             return
         base = tracee.run_to_exit()
         if not failed(base):
-            self._sites.change(tracee, [(base + site - offset, detour) for site, detour in here])
+            sites = [(base + site - offset, detour) for site, detour in here]
+            self._sites.change(tracee, sites, base)
         ptrace.cont(tracee.tid)
 
     def _proven(self, tracee: Tracee, path: str, offset: int, end: int) -> list[tuple[int, int]]:
@@ -221,7 +222,8 @@ class Programs:
                 # Only root may open it. A program may have no name: in a memfd, or removed.
                 path = f"/proc/{pid}/exe" if name == program else os.fsdecode(name)
             here = self._proven(tracee, path, offset, offset + high - low)
-            self._sites.change(tracee, [(low + site - offset, detour) for site, detour in here])
+            sites = [(low + site - offset, detour) for site, detour in here]
+            self._sites.change(tracee, sites, low)
 
     @staticmethod
     def _own_file(pid: int) -> bytes:

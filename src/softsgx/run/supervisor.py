@@ -445,5 +445,6 @@ class Supervisor:
         self._take_others_away(tracee, former=ptrace.event_message(tracee.tid))
         self._leave_enclave(tracee)
         tracee.awaited_by = None
+        tracee.watched = None  # the kernel has cleared its debug registers
         process.exec()
         self._programs.exec(tracee)

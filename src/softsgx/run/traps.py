@@ -14,8 +14,8 @@ from softsgx.run.delivery import (
     bit,
     pass_on,
     resume,
-    stops,
     unforce,
+    unseen,
 )
 from softsgx.run.gp_instructions import CPUID, LONGEST, UD2, cpuid_length
 from softsgx.run.tracee import Tracee
@@ -79,7 +79,8 @@ class Traps:
                 return
         # A stop leaves the thread inside, as that of another thread of its process does. After an
         # AEX it may have to be sent again, and would then outlive the SIGCONT that has ended it.
-        if tracee.inside and not stops(tracee, signal):
+        # That SIGCONT, and what is ignored, needs no AEX either.
+        if tracee.inside and not unseen(tracee, signal):
             self._enclaves().on_signal_inside(tracee, signal, ptrace.get_siginfo(tracee.tid))
         else:
             pass_on(tracee, signal)
