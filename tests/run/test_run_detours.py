@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """CPUID that is answered in the program: where a jump has room, and nowhere else."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,14 +28,28 @@ WANTED = {
 }
 
 
-def run(softsgx: "Harness", *options: str) -> dict[str, str]:
+def run(softsgx: "Harness", *options: str, uid: int | None = None) -> dict[str, str]:
     program = softsgx.program("cpuid_detour", "-ldl")
     library = softsgx.program("cpuid_detour_library.so", "-shared", "-fPIC")
-    ended = softsgx.run(program, library, options=options)
+    ended = softsgx.run(program, library, options=options, uid=uid)
     lines = [line.split() for line in ended.out.splitlines()]
     assert ended.status == 0, ended
     assert {line[0]: line[2] for line in lines} == dict.fromkeys(WANTED, "right"), ended.out
     return {line[0]: line[1] for line in lines}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.mark.live
+def test_every_cpuid_traps_where_nothing_can_be_kept(
+    softsgx: "Harness", ordinary_user: int | None
+) -> None:
+    if ordinary_user is None:
+        pytest.skip("needs root: the ordinary user of the tests has no cache")
+    assert run(softsgx, uid=ordinary_user) == {**dict.fromkeys(WANTED, UD2), "led": MOV}
 
 
 @pytest.mark.live

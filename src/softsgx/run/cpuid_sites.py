@@ -275,12 +275,14 @@ def _prove(elf: Elf, hits: list[int]) -> site_cache.Found:
     from softsgx.run.cpuid_proof import Proof  # noqa: PLC0415 (the decoder costs 20 ms)
 
     proof = Proof(elf)
+    # What takes a tenth of a second to find is worth it where it can be kept.
+    kept = site_cache.usable()
     proven, detours, unproven = [], [], []
     for offset in hits:
         verdict = proof.covers(offset)
         if verdict:
             proven.append(offset)
-            detours.append(proof.detour(offset))
+            detours.append(proof.detour(offset) if kept else 0)
         elif verdict is None:
             unproven.append(offset)
     return tuple(proven), tuple(unproven), tuple(detours)

@@ -37,6 +37,18 @@ def directory() -> str | None:
     return cache + "/softsgx/cpuid"
 
 
+def usable() -> bool:
+    """Tell whether entries can be kept."""
+    where = directory()
+    if where is None:
+        return False
+    try:
+        os.makedirs(where, mode=0o700, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(where, os.W_OK)
+
+
 def load(key: str, identity: bytes) -> Found | None:
     """Give what is kept under a key for this identity, or None."""
     where = directory()
