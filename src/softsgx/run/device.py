@@ -111,6 +111,9 @@ class DeviceCalls:
         tracee.regs.rax = -_ERESTARTSYS & NO_SYSCALL
         tracee.regs.orig_rax = n.SYS_IOCTL
         tracee.store_regs()
+        # The signal may be gone by now, as SIGCONT takes a stop away. The kernel restarts the call
+        # all the same, if it looks for signals at all: else the program would see ERESTARTSYS.
+        ptrace.interrupt(tracee.tid)
         ptrace.cont(tracee.tid)
 
     def _settle_added(self, tracee: Tracee, file: EnclaveFile, argument: int) -> None:
