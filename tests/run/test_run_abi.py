@@ -67,7 +67,6 @@ def constants() -> dict[str, int]:
         "SECCOMP_IOCTL_NOTIF_SEND": notification._SEND,
         "SECCOMP_IOCTL_NOTIF_ADDFD": notification._ADDFD,
         "SECCOMP_USER_NOTIF_FLAG_CONTINUE": notification._CONTINUE,
-        "SECCOMP_ADDFD_FLAG_SEND": notification._ADDFD_SEND,
         "_IOW(SECCOMP_IOC_MAGIC, 4, unsigned long long)": notification._SET_FLAGS,
         "sizeof(struct stat)": node_stat._STAT.size,
         "UFFDIO_API": elrange_map._UFFDIO_API,

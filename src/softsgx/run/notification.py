@@ -14,7 +14,6 @@ _SEND = 0xC0182101
 _ADDFD = 0x40182103
 _SET_FLAGS = 0x40082104
 _CONTINUE = 1
-_ADDFD_SEND = 2
 _SYNC_WAKE_UP = 1
 
 _NOTIF = struct.Struct("<QIIiIQ6Q")  # struct seccomp_notif
@@ -72,13 +71,20 @@ class Listener:
         self._send(_RESPONSE.pack(notification.id, max(value, 0), error, 0))
 
     def give(self, notification: Notification, fd: int, flags: int) -> None:
-        """Put a copy of our descriptor into the program and return its number from the call."""
-        argument = _FD.pack(notification.id, _ADDFD_SEND, fd, 0, flags)
+        """Put a copy of our descriptor into the program and return its number from the call.
+
+        In two steps. SECCOMP_ADDFD_FLAG_SEND would do it in one, but it marks the call as answered
+        before the thread has taken the descriptor; when a stop of ours interrupts the wait for
+        that (kernel/seccomp.c, seccomp_notify_addfd), the call returns 0, which is standard input.
+        """
+        argument = bytearray(_FD.pack(notification.id, 0, fd, 0, flags))
         try:
-            fcntl.ioctl(self.fd, _ADDFD, argument)
+            number = fcntl.ioctl(self.fd, _ADDFD, argument, True)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 self.answer(notification, -(error.errno or errno.EIO))
+            return
+        self.answer(notification, number)
 
     def _send(self, response: bytes) -> None:
         # ENOENT: the thread was killed, or a signal took it out of the call.
