@@ -20,7 +20,7 @@ from softsgx.run import numbers as n
 from softsgx.run.device_files import DeviceFiles, ProgramTask
 from softsgx.run.elrange_map import USER_MODE_ONLY, EnclaveMap, EnclaveVma, too_many_runs
 from softsgx.run.node_stat import NodeStat
-from softsgx.run.ptrace import failed
+from softsgx.run.ptrace import TraceeGone, failed
 from softsgx.run.records import TABLE_SIZE
 from softsgx.run.tracee import NO_SYSCALL, Injector, Process, Refused, Tracee
 
@@ -311,11 +311,17 @@ class DeviceCalls:
         if failed(fd):
             return -1
         try:
-            return descriptors.take(tracee, injector, fd)
+            uffd = descriptors.take(tracee, injector, fd)
         except OSError:
-            return -1
-        finally:
+            uffd = -1
+        try:
             injector.call(n.SYS_CLOSE, fd)
+        except TraceeGone:
+            # Killed between the two: nobody else knows of ours.
+            if uffd >= 0:
+                os.close(uffd)
+            raise
+        return uffd
 
     def _map_records(self, tracee: Tracee, injector: Injector) -> None:
         prot = n.PROT_READ | n.PROT_WRITE
