@@ -292,7 +292,7 @@ def main() -> int:
         rows.append(try_one(program, softsgx))
         if not args.json:
             row = rows[-1]
-            ours, native = row.get("seconds", ("", ""))  # type: ignore[misc]
+            ours, native = row.get("seconds", ("", ""))  # type: ignore[misc]  # a row holds what JSON does
             said = row.get("why", "")
             print(
                 f"{row['outcome']!s:<10}{program.name:<22}{ours!s:>8}{native!s:>8}  "

@@ -28,7 +28,7 @@ _STATX_DEVICES = 128  # rdev, then dev: major and minor of each
 _STATX_HEAD = struct.Struct("<IIQIIIHxxQQQQ")
 _STAT = struct.Struct("<QQQIIIIQqqq6Q24x")  # struct stat, 144 bytes
 
-# The pathname of a memfd's mapping, as device.py and elrange.py name it, and where it starts.
+# The pathname of a mapping of the memfd that driver/elrange.py makes.
 _MEMFD = b"/memfd:sgx_enclave (deleted)"
 _NODE = b"/dev/sgx_enclave"
 _PATH_COLUMN = 73

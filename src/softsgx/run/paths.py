@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The path calls: a device node answers, every other path goes on to the kernel.
 
-Owns nothing but the answers. BPF sees no paths, so every open, stat, access and readlink of a
-traced program asks here; what does not name a node costs one look at its path.
+Owns nothing but the answers. BPF sees no paths, so an open, stat, access or readlink of a traced
+program asks here, at least once from each place that makes it (path_sites.py).
 """
 
 import errno
