@@ -107,6 +107,15 @@ class Pcmd(Record):
     mac: bytes = at(112, raw(16))
 
 
+@layout(size=32)
+class Rdinfo(Record):
+    """What ERDINFO tells of a page; 32-byte aligned.  FLAGS are SECINFO's, and BLOCKED in bit 63."""
+
+    status: int = at(0, U64)
+    flags: int = at(8, U64)
+    enclavecontext: int = at(16, U64)
+
+
 # SIGSTRUCT.HEADER and HEADER2, which EINIT compares whole.
 SIGSTRUCT_HEADER = bytes.fromhex("06000000e10000000000010000000000")
 SIGSTRUCT_HEADER2 = bytes.fromhex("01010000600000006000000001000000")

@@ -439,6 +439,32 @@ def encls(
             eextend(cpu, rbx, rcx)
         case 0x0A:
             epa(cpu, rbx, rcx)
+        case 0x07 | 0x08 | 0x09 | 0x0B | 0x0C | 0x10 | 0x11 | 0x12 | 0x13:
+            return _paging(cpu, memory, leaf & 0xFFFF_FFFF, rbx, rcx, rdx), rbx
         case _:
             raise Fault.gp(f"ENCLS leaf {leaf:#x} is not supported")
     return LeafCode.NO_ERROR, rbx
+
+
+def _paging(cpu: Processor, memory: Memory, leaf: int, rbx: int, rcx: int, rdx: int) -> LeafCode:
+    from softsgx.cpu import paging  # noqa: PLC0415  # most enclaves fit the EPC
+
+    match leaf:
+        case 0x07:
+            return paging.eldb(cpu, memory, rbx, rcx, rdx)
+        case 0x08:
+            return paging.eldu(cpu, memory, rbx, rcx, rdx)
+        case 0x09:
+            return paging.eblock(cpu, rcx)
+        case 0x0B:
+            return paging.ewb(cpu, memory, rbx, rcx, rdx)
+        case 0x0C:
+            return paging.etrack(cpu, rcx)
+        case 0x10:
+            return paging.erdinfo(cpu, memory, rbx, rcx)
+        case 0x11:
+            return paging.etrackc(cpu, rcx)
+        case 0x12:
+            return paging.eldbc(cpu, memory, rbx, rcx, rdx)
+        case _:
+            return paging.elduc(cpu, memory, rbx, rcx, rdx)

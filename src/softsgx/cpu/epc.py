@@ -42,7 +42,7 @@ NO_SECS = 0xFFFF_FFFF
 class Epc:
     """The enclave page cache of so many pages; an index out of range is the caller's bug."""
 
-    __slots__ = ("addresses", "busy", "contents", "owners", "pages", "words")
+    __slots__ = ("addresses", "blocked", "busy", "contents", "owners", "pages", "words")
 
     def __init__(self, pages: int) -> None:
         if not 0 < pages < NO_SECS:
@@ -54,6 +54,8 @@ class Epc:
         # TCS and VA pages, by index: no one may read them by an address inside an enclave.
         self.contents: dict[int, bytearray] = {}
         self.busy: set[int] = set()
+        # The tracking cycle of its enclave in which a page was blocked.
+        self.blocked: dict[int, int] = {}
 
     def resolve(self, address: int) -> PageIndex:
         """Return the page that holds a linear address of the EPC; #PF if there is none."""
@@ -115,10 +117,16 @@ class Epc:
         self.owners[where] = array("I", [secs]) * count
         self.addresses[where] = array("Q", range(address, address + count * PAGE_SIZE, PAGE_SIZE))
 
+    def block(self, page: int, cycle: int) -> None:
+        """Set EPCM.BLOCKED of an enclave's page, in a tracking cycle of its enclave."""
+        self.words[page] |= EPCM_BLOCKED
+        self.blocked[page] = cycle
+
     def clear(self, page: int) -> None:
         """Make the entry invalid and forget what the page held."""
         self._set(page, 0, NO_SECS, 0)
         self.contents.pop(page, None)
+        self.blocked.pop(page, None)
 
     def clear_range(self, pages: range) -> None:
         """Make the entries of regular pages invalid."""
@@ -127,6 +135,9 @@ class Epc:
         self.words[where] = array("H", [0]) * count
         self.owners[where] = array("I", [NO_SECS]) * count
         self.addresses[where] = array("Q", [0]) * count
+        if self.blocked:
+            for page in pages:
+                self.blocked.pop(page, None)
 
     def _set(self, page: int, word: int, owner: int, address: int) -> None:
         self.words[page] = word
@@ -145,5 +156,6 @@ class Epc:
                 consistent = owner == NO_SECS and not word & (attributes | EPCM_BLOCKED)
             else:
                 consistent = owner != NO_SECS and self.is_secs(owner)
-            if not consistent:
+            blocked = bool(word & EPCM_BLOCKED) == (page in self.blocked)
+            if not (consistent and blocked):
                 raise AssertionError(f"EPCM entry {page}: word {word:#x}, owner {owner:#x}")

@@ -49,6 +49,7 @@ _EPC_MAXIMUM = 1 << 44
 
 _LEAF_SGX = 0x12
 _SGX1 = 1 << 0
+_OVERSUB = 1 << 6
 _LEAF7_EBX_SGX = 1 << 2
 _LEAF7_ECX_SGX_LC = 1 << 30
 _SECTION_VALID = 1
@@ -166,7 +167,7 @@ class Model:
     def _cpuid_sgx(self, subleaf: int) -> Cpuid:
         if subleaf == 0:
             sizes = MAX_ENCLAVE_SIZE_64 << 8 | MAX_ENCLAVE_SIZE_NOT64
-            return _SGX1, self.miscselect, 0, sizes
+            return _SGX1 | _OVERSUB, self.miscselect, 0, sizes
         if subleaf == 1:
             return (*_halves(self.attributes), *_halves(self.xfrm))
         if subleaf == 2:

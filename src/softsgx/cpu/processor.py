@@ -14,6 +14,10 @@ from softsgx.cpu.identity import Identity
 from softsgx.cpu.model import Model
 from softsgx.cpu.secs import SecsPage, Thread
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 _MODE = ThreadRecord.OFFSETS["mode"] // 4
 
 
@@ -30,8 +34,9 @@ class Processor:
     """
 
     __slots__ = (
-        *("enclaves", "epc", "ia32_sgxlepubkeyhash", "identity", "model"),
-        *("next_eid", "report_keyid", "tcs_records", "threads"),
+        *("_paging_cipher", "enclaves", "epc", "evicted_secs", "ia32_sgxlepubkeyhash"),
+        *("identity", "model", "next_eid", "report_keyid", "tcs_records", "threads"),
+        "version",
     )
 
     def __init__(self, model: Model, identity: Identity, epc_pages: int) -> None:
@@ -40,6 +45,11 @@ class Processor:
         self.epc = Epc(epc_pages)
         self.enclaves: dict[int, SecsPage] = {}
         self.threads: dict[int, Thread] = {}
+        # SECSs that EWB has taken out, by EID: what the manual has no field for stays here.
+        self.evicted_secs: dict[int, SecsPage] = {}
+        # The last version that EWB gave: no two pages are ever sealed under one.
+        self.version = 0
+        self._paging_cipher: AESGCM | None = None
         self.next_eid = 1
         self.ia32_sgxlepubkeyhash = bytes(32)
         # CR_REPORT_KEYID: new at every start.
@@ -52,6 +62,24 @@ class Processor:
         if secs is not None or not self.epc.valid(page):
             return secs
         return self.enclaves.get(self.epc.owners[page])
+
+    def paging_cipher(self) -> "AESGCM":
+        """Return AES-GCM under CR_BASE_PK, which is new at every start."""
+        if self._paging_cipher is None:
+            # Where no page is evicted, nothing is sealed.
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
+
+            self._paging_cipher = AESGCM(os.urandom(16))
+        return self._paging_cipher
+
+    def unseal(self, iv: bytes, sealed: bytes, header: bytes) -> bytes | None:
+        """Return what EWB has sealed, None if one bit of anything differs."""
+        from cryptography.exceptions import InvalidTag  # noqa: PLC0415  # as paging_cipher
+
+        try:
+            return self.paging_cipher().decrypt(iv, sealed, header)
+        except InvalidTag:
+            return None
 
     def thread_gone(self, lp: "LogicalProcessor") -> None:
         """Take a dead thread out of its enclave: as an AEX leaves it, but that nothing was saved."""

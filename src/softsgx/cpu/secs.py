@@ -33,7 +33,8 @@ class SecsPage:
     """
 
     __slots__ = (
-        *("attributes", "baseaddr", "children", "configid", "configsvn", "eid", "elrange"),
+        *("attributes", "baseaddr", "children", "configid", "configsvn", "cycle", "eid"),
+        "elrange",
         *("hasher", "isvextprodid", "isvfamilyid", "isvprodid", "isvsvn", "miscselect"),
         *("mrenclave", "mrsigner", "page", "size", "ssa_pages", "ssaframesize", "threads"),
         *("__weakref__", "xfrm", "xsave_size"),
@@ -46,6 +47,8 @@ class SecsPage:
         self.eid = eid
         self.elrange = elrange
         self.children = 0
+        # ETRACK cycles that have begun.
+        self.cycle = 0
         self.threads: dict[int, Thread] = {}
         self.hasher: Hasher = _hasher()
         self.size = secs.size
@@ -78,6 +81,10 @@ class SecsPage:
         """Tell ATTRIBUTES.DEBUG."""
         return bool(self.attributes & ATTRIBUTE_DEBUG)
 
+    def inside(self) -> "list[Thread]":
+        """Return the TCSs by which threads are inside."""
+        return [thread for thread in self.threads.values() if thread.words[STATE] == TCS_ACTIVE]
+
     def active(self) -> bool:
         """Tell whether a thread is inside."""
         return any(thread.words[STATE] == TCS_ACTIVE for thread in self.threads.values())
@@ -96,13 +103,15 @@ class Thread:
     """
 
     __slots__ = (
-        *("fsbase", "flags", "frame", "frame_size", "gsbase", "linaddr", "nssa", "oentry"),
+        *("cycle", "fsbase", "flags", "frame", "frame_size", "gsbase", "linaddr", "nssa", "oentry"),
         *("ofsbasgx", "ogsbasgx", "ossa", "page", "quads", "secs", "words"),
     )
 
     def __init__(self, tcs: Tcs, page: PageIndex, linaddr: int, secs: SecsPage) -> None:
         self.page = page
         self.secs = secs
+        # The tracking cycle that the thread inside entered in.
+        self.cycle = 0
         self.linaddr = linaddr
         self.flags = tcs.flags
         self.nssa = tcs.nssa

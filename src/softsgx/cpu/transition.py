@@ -224,6 +224,7 @@ def _claim(lp: LogicalProcessor, regs: Registers, thread: Thread, cssa: int) -> 
     words[OWNER_TID] = lp.words[_TID]
     quads[AEP] = aep
     words[STATE] = TCS_ACTIVE
+    thread.cycle = thread.secs.cycle
     lp.thread = thread
     lp.cssa = cssa
     record = lp.quads

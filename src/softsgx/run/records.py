@@ -49,7 +49,11 @@ class RecordTable:
 
     def tcs(self, eid: int, linaddr: int) -> memoryview:
         """Lend a TcsRecord, all zero: the processor's port for a new TCS."""
-        if self._tcs_free:
+        known = self._tcs_of.get(eid, {}).get(linaddr, 0)
+        if known:
+            # The TCS was evicted, or removed and added again.
+            at = known
+        elif self._tcs_free:
             at = self._tcs_free.pop()
         else:
             at = _TCS_AT + self._tcs_count * TcsRecord.SIZE
