@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where evicted pages go: the backing store of one enclave (kernel: the backing parts of encl.c).
+
+Owns the layout of a store and the anonymous file that the driver itself provides.  What is in a store
+is ciphertext and its PCMDs: who reads it learns nothing, who changes it is found out by ELDU's MAC.
+
+Layout: the contents of page ``index`` = (address - base) / 4096 lie at index * 4096, those of the SECS
+behind the last page's, at size; its PCMD at index * 128 from the start of the PCMDs, which begin behind
+the SECS in a single store and have one of their own in a separate one.
+"""
+
+import ctypes
+import os
+from typing import Protocol
+
+from softsgx.arch.secinfo import PAGE_SIZE
+from softsgx.arch.structures import Pcmd
+
+PCMD_SIZE = Pcmd.SIZE
+PCMD_SHIFT = 5  # a page has 32 PCMDs
+_PCMDS_A_PAGE = 1 << PCMD_SHIFT
+
+_NO_PCMD = bytes(PCMD_SIZE)
+_IOV_MAX = 1024
+# include/uapi/linux/falloc.h
+_FALLOC_FL_KEEP_SIZE = 0x01
+_FALLOC_FL_PUNCH_HOLE = 0x02
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+# A page to be stored: its index, its 4096 bytes, its PCMD.
+Evicted = tuple[int, bytes, bytes]
+
+
+def contents_size(size: int) -> int:
+    """Return how many bytes the contents of an enclave of ``size`` bytes take: its pages and its SECS."""
+    return size + PAGE_SIZE
+
+
+def pcmds_size(size: int) -> int:
+    """Return how many bytes the PCMDs of an enclave of ``size`` bytes take."""
+    return contents_size(size) >> PCMD_SHIFT
+
+
+def store_size(size: int) -> int:
+    """Return how many bytes a single store of an enclave of ``size`` bytes takes; not rounded to pages."""
+    return contents_size(size) + pcmds_size(size)
+
+
+class BackingFault(Exception):
+    """A page of a store cannot be read now: whoever touches the enclave's page gets SIGBUS."""
+
+
+class BackingStalled(Exception):
+    """The store has not answered yet, and tells its Backing's ``ready`` when it has: try again then."""
+
+
+class Backing(Protocol):
+    """One enclave's store.  No method waits longer than a moment, whatever the store does.
+
+    What has been stored stays until it is discarded or stored anew: a page may be loaded again and again.
+    """
+
+    # Nothing is ever stored: the enclave is killed rather than swapped.
+    kills: bool
+    # A page that cannot be pinned kills the enclave, instead of being passed over.
+    kill_on_error: bool
+
+    @property
+    def gone(self) -> bool:
+        """Whether the store has ended for good, as memory does with its process: the enclave must be killed."""
+        ...
+
+    @property
+    def pages_held(self) -> int:
+        """The pages whose contents are in the store now."""
+        ...
+
+    @property
+    def bytes_held(self) -> int:
+        """The bytes that the pages held and their PCMDs occupy, in whole pages of the store."""
+        ...
+
+    def pin(self, indices: list[int]) -> list[int]:
+        """Return those of the pages whose two places can be written now.
+
+        Before EBLOCK, because after it a failure to store can only kill the enclave.
+        """
+        ...
+
+    def store(self, pages: list[Evicted]) -> int:
+        """Write contents and PCMDs; return how many pages, from the first, are in the store."""
+        ...
+
+    def load(self, index: int) -> tuple[bytes, bytes]:
+        """Return a page's contents and PCMD; BackingFault, or BackingStalled."""
+        ...
+
+    def discard(self, index: int) -> None:
+        """Forget a page that ELDU has taken: its PCMD becomes zero, its contents a hole where the store punches."""
+        ...
+
+    def close(self) -> None:
+        """Give the store up: the enclave has ended."""
+        ...
+
+
+def neighbours(pages: list[Evicted]) -> list[list[Evicted]]:
+    """Divide pages, in their order, into runs of neighbours: each run is one write."""
+    runs: list[list[Evicted]] = []
+    due = -1
+    for page in pages:
+        if page[0] == due and len(runs[-1]) < _IOV_MAX:
+            runs[-1].append(page)
+        else:
+            runs.append([page])
+        due = page[0] + 1
+    return runs
+
+
+def write_at(fd: int, pieces: list[bytes], offset: int) -> bool:
+    """Write pieces one behind the other; False, with errno's OSError swallowed, unless all are there."""
+    try:
+        if len(pieces) == 1:
+            return os.pwrite(fd, pieces[0], offset) == len(pieces[0])
+        return os.pwritev(fd, pieces, offset) == sum(map(len, pieces))
+    except OSError:
+        return False
+
+
+def punch(fd: int, offset: int, length: int) -> bool:
+    """Make a hole of [offset, offset + length); False where the file system refuses."""
+    mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+    return not _libc.fallocate(fd, mode, offset, length)
+
+
+class Held:
+    """Which pages a store holds: a mask for each page of PCMDs, so that an empty one is found at once."""
+
+    __slots__ = ("_masks", "pages")
+
+    def __init__(self) -> None:
+        self._masks: dict[int, int] = {}
+        self.pages = 0
+
+    def add(self, index: int) -> None:
+        """Enter a page that is in the store, perhaps again."""
+        group, bit = index >> PCMD_SHIFT, 1 << index % _PCMDS_A_PAGE
+        mask = self._masks.get(group, 0)
+        if not mask & bit:
+            self._masks[group] = mask | bit
+            self.pages += 1
+
+    def remove(self, index: int) -> bool:
+        """Take a page out; True if its PCMD was the last one of its page of PCMDs."""
+        group, bit = index >> PCMD_SHIFT, 1 << index % _PCMDS_A_PAGE
+        mask = self._masks[group]
+        self.pages -= 1
+        if mask == bit:
+            del self._masks[group]
+            return True
+        self._masks[group] = mask ^ bit
+        return False
+
+    def __contains__(self, index: int) -> bool:
+        return bool(self._masks.get(index >> PCMD_SHIFT, 0) >> index % _PCMDS_A_PAGE & 1)
+
+    @property
+    def bytes(self) -> int:
+        """What the pages and their pages of PCMDs occupy."""
+        return (self.pages + len(self._masks)) * PAGE_SIZE
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._masks.clear()
+        self.pages = 0
+
+
+class KernelBacking:
+    """The driver's own store: an anonymous sparse file, made when the first page is to be stored.
+
+    A page that was loaded becomes a hole again, as does a page of PCMDs with its last entry
+    (__sgx_encl_eldu): the store is as large as what is evicted now.
+    """
+
+    kills = False
+    kill_on_error = False
+    gone = False
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._pcmds = contents_size(size)
+        self._fd = -1
+        self._held = Held()
+
+    @property
+    def fd(self) -> int:
+        """The file's descriptor; -1 before the first page."""
+        return self._fd
+
+    @property
+    def pages_held(self) -> int:
+        """The pages whose contents are in the store now."""
+        return self._held.pages
+
+    @property
+    def bytes_held(self) -> int:
+        """What the file occupies."""
+        return self._held.bytes
+
+    def pin(self, indices: list[int]) -> list[int]:
+        """Return them all, or none where the file cannot be made."""
+        return indices if self._fd >= 0 or self._open() else []
+
+    def _open(self) -> bool:
+        try:
+            fd = os.memfd_create("SGX backing", os.MFD_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            os.ftruncate(fd, store_size(self._size))
+        except OSError:
+            os.close(fd)
+            return False
+        self._fd = fd
+        return True
+
+    def store(self, pages: list[Evicted]) -> int:
+        """Write contents and PCMDs; return how many pages, from the first, are in the store."""
+        fd = self._fd
+        if fd < 0 and not self._open():
+            return 0
+        fd, held = self._fd, self._held
+        stored = 0
+        for run in neighbours(pages):
+            first = run[0][0]
+            written = write_at(fd, [page[1] for page in run], first * PAGE_SIZE) and write_at(
+                fd, [page[2] for page in run], self._pcmds + first * PCMD_SIZE
+            )
+            for index, _, _ in run:
+                held.add(index)
+            if not written:
+                # Out of memory: what is there of the run may not stay.
+                for index, _, _ in run:
+                    self.discard(index)
+                break
+            stored += len(run)
+        return stored
+
+    def load(self, index: int) -> tuple[bytes, bytes]:
+        """Return a page's contents and PCMD, zeros if it is not there; BackingFault."""
+        fd = self._fd
+        try:
+            contents = os.pread(fd, PAGE_SIZE, index * PAGE_SIZE)
+            pcmd = os.pread(fd, PCMD_SIZE, self._pcmds + index * PCMD_SIZE)
+        except OSError as error:
+            raise BackingFault(f"page {index:#x} of the backing: {error.strerror}") from error
+        if len(contents) < PAGE_SIZE or len(pcmd) < PCMD_SIZE:
+            raise BackingFault(f"page {index:#x} is beyond the backing")
+        return contents, pcmd
+
+    def discard(self, index: int) -> None:
+        """Make a hole of the contents; the PCMD becomes zero, or a hole with the last one of its page."""
+        if index not in self._held:
+            return
+        fd = self._fd
+        punch(fd, index * PAGE_SIZE, PAGE_SIZE)
+        if self._held.remove(index):
+            punch(fd, self._pcmds + (index >> PCMD_SHIFT) * PAGE_SIZE, PAGE_SIZE)
+        else:
+            write_at(fd, [_NO_PCMD], self._pcmds + index * PCMD_SIZE)
+
+    def close(self) -> None:
+        """Give the file up."""
+        self._held.clear()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class NoBacking:
+    """No store: nothing is evicted, and an enclave that must give way is killed."""
+
+    kills = True
+    kill_on_error = True
+    gone = False
+    pages_held = 0
+    bytes_held = 0
+
+    def pin(self, indices: list[int]) -> list[int]:  # noqa: ARG002 - nothing has a place
+        """Return none."""
+        return []
+
+    def store(self, pages: list[Evicted]) -> int:  # noqa: ARG002 - nothing has a place
+        """Store none."""
+        return 0
+
+    def load(self, index: int) -> tuple[bytes, bytes]:
+        """Raise BackingFault: nothing was stored."""
+        raise BackingFault(f"page {index:#x}: the enclave has no backing")
+
+    def discard(self, index: int) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
