@@ -51,6 +51,7 @@ class Machine:
         self.driver = Driver(self.processor)
         self.task = LocalTask()
         self.files = [self.driver.open_enclave(), self.driver.open_enclave()]
+        self.added = 0
         place = self.task.memory.place
         tcs = Tcs.blank().encode()
         self.sources = [
@@ -93,6 +94,7 @@ class Machine:
         count = EnclaveAddPages.decode(self.task.memory.read(arg, 48)).count
         assert len(file.encl.page_array) - before == count // PAGE
         assert count == argument.length or not succeeded
+        self.added += count // PAGE
 
     def ioctl(self, number: int, request: int, arg: int) -> bool:
         try:
@@ -115,13 +117,20 @@ class Machine:
                 assert self.processor.enclaves[encl.secs_page].children == len(children)
                 assert encl.page_cnt == 1 + len(children)
             assert len(encl.va_pages) == (encl.page_cnt + 511) // 512
-            used += len(children) + len(encl.va_pages) + (encl.secs_page is not None)
+            resident = len(children) + len(encl.va_pages) + (encl.secs_page is not None)
+            assert encl.stats.resident == resident
+            used += resident
         assert sum(epc.valid(page) for page in range(EPC_PAGES)) == used
         assert self.driver.epc.free_pages == EPC_PAGES - used
+        total = self.driver.stats.total()
+        assert (total.resident, total.added) == (used, self.added)
+        assert set(self.driver.stats.live) == {file.encl for file in self.files}
 
     def end(self) -> None:
         for file in self.files:
             file.release()
+        assert self.driver.stats.live == {}
+        assert self.driver.stats.ended.resident == 0
         assert self.driver.epc.allocate_run(EPC_PAGES) == (0, EPC_PAGES)
 
 

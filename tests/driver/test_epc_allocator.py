@@ -14,6 +14,7 @@ STEPS = st.lists(
 def test_no_page_is_given_twice_and_none_is_lost(steps: list[tuple[str, int]]) -> None:
     allocator = EpcAllocator(64)
     held: list[tuple[int, int]] = []
+    peak = 0
     for what, number in steps:
         free = 64 - sum(count for _, count in held)
         assert allocator.free_pages == free
@@ -33,6 +34,8 @@ def test_no_page_is_given_twice_and_none_is_lost(steps: list[tuple[str, int]]) -
             assert 1 <= count <= number + 1
             held.append((first, count))
         pages = [page for first, count in held for page in range(first, first + count)]
+        peak = max(peak, len(pages))
+        assert allocator.total - allocator.fewest_free == peak
         assert len(set(pages)) == len(pages)
         assert all(0 <= page < 64 for page in pages)
     for first, count in held:

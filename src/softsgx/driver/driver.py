@@ -13,6 +13,7 @@ from softsgx.arch.secinfo import PAGE_SIZE
 from softsgx.driver import vma
 from softsgx.driver.elrange import MemfdElrange
 from softsgx.driver.encl import Encl
+from softsgx.driver.encl_stats import DriverStats
 from softsgx.driver.epc_allocator import EpcAllocator
 from softsgx.driver.ioctl import sgx_ioctl
 from softsgx.driver.nodes import ENCLAVE, PROVISION
@@ -29,6 +30,7 @@ from softsgx.errors import DriverError
 
 if TYPE_CHECKING:
     from softsgx.cpu.processor import Processor
+    from softsgx.driver.encl_stats import EnclEvents
     from softsgx.driver.task import Task
 
 
@@ -38,6 +40,8 @@ class Driver:
     def __init__(self, processor: "Processor") -> None:
         self.processor = processor
         self.epc = EpcAllocator(processor.epc.pages)
+        self.stats = DriverStats()
+        self.events: EnclEvents | None = None
 
     def open_enclave(self) -> "EnclaveFile":
         """Open /dev/sgx_enclave: a new enclave, nothing created yet."""
@@ -62,6 +66,9 @@ class EnclaveFile:
     def __init__(self, driver: Driver) -> None:
         self.elrange = MemfdElrange()
         self.encl = Encl(driver.processor, driver.epc, self.elrange)
+        self.encl.events = driver.events
+        self._stats = driver.stats
+        self._stats.began(self.encl)
         self._released = False
 
     def ioctl(self, request: int, arg: int, task: "Task") -> int:
@@ -121,7 +128,10 @@ class EnclaveFile:
     def _release_if_idle(self) -> int:
         if not self._released or self.encl.ioctl_in_flight:
             return 0
+        if self.encl.events is not None:
+            self.encl.events.ended(self.encl)
         lost = self.encl.release()
+        self._stats.end(self.encl)
         self.elrange.close()
         return lost
 

@@ -25,6 +25,7 @@ from softsgx.cpu.encls import eadd_pages, ecreate, epa, eremove, eremove_pages
 from softsgx.cpu.epc import EPC_BASE, Epc, PageIndex
 from softsgx.cpu.memory import Elrange, HeldMemory
 from softsgx.driver.elrange import ELRANGE_SIZE
+from softsgx.driver.encl_stats import EnclStats
 from softsgx.driver.epc_allocator import EpcAllocator
 from softsgx.driver.page_array import PageArray, neighbours
 from softsgx.driver.vma import PROT_EXEC, PROT_READ, PROT_RWX, PROT_WRITE, TASK_SIZE
@@ -32,6 +33,7 @@ from softsgx.errors import DriverError, Fault
 
 if TYPE_CHECKING:
     from softsgx.cpu.processor import Processor
+    from softsgx.driver.encl_stats import EnclEvents
     from softsgx.driver.task import Task
 
 # What may be set in ATTRIBUTES without /dev/sgx_provision (SGX_ATTR_UNPRIV_MASK).
@@ -79,6 +81,8 @@ class Encl:
         # Pages that have, or may come to need, a VA slot: the SECS too.
         self.page_cnt = 0
         self.page_array = PageArray()
+        self.stats = EnclStats()
+        self.events: EnclEvents | None = None
 
     # -- building ---------------------------------------------------------------------------
 
@@ -150,6 +154,7 @@ class Encl:
                 f"space, {ELRANGE_SIZE:#x}; such pages are not modelled",
             )
         epc_first, count = self._allocator.allocate_run(count)
+        self.stats.resident += count
         self._grow(count)
         added = 0
         try:
@@ -174,6 +179,7 @@ class Encl:
         self.page_array.insert(
             first, epc_first, added, vm_max_prot(secinfo_flags), page_type(secinfo_flags)
         )
+        self.stats.added += added
         return added
 
     @staticmethod
@@ -235,13 +241,16 @@ class Encl:
             self._free_epc_page(self.va_pages.pop())
 
     def _allocate_page(self) -> PageIndex:
-        return PageIndex(self._allocator.allocate_page())
+        page = PageIndex(self._allocator.allocate_page())
+        self.stats.resident += 1
+        return page
 
     def _free_epc_page(self, page: PageIndex) -> bool:
         """EREMOVE a page and give it back; False if EREMOVE refused, the page is then lost."""
         if eremove(self.cpu, Epc.address(page)):
             return False
         self._allocator.free(page)
+        self.stats.resident -= 1
         return True
 
     def _free_epc_run(self, first: int, count: int) -> int:
@@ -250,6 +259,7 @@ class Encl:
         while count:
             code, done = eremove_pages(self.cpu, PageIndex(first), count)
             self._allocator.free(first, done)
+            self.stats.resident -= done
             # Past the page that was refused.
             skipped = 1 if code else 0
             lost += skipped

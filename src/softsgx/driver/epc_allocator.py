@@ -20,12 +20,14 @@ class EpcAllocator:
         self._ends = [pages] if pages else []
         self.total = pages
         self.free_pages = pages
+        # The fewest that were ever free: the EPC in use at its peak is all but these.
+        self.fewest_free = pages
 
     def allocate_page(self) -> int:
         """Return one free page; ValueError when ``free_pages`` is 0."""
         self._check_some_free()
         self._ends[-1] -= 1
-        self.free_pages -= 1
+        self._take(1)
         page = self._ends[-1]
         if self._starts[-1] == page:
             del self._starts[-1], self._ends[-1]
@@ -50,7 +52,7 @@ class EpcAllocator:
             del self._starts[best], self._ends[best]
         else:
             self._starts[best] += count
-        self.free_pages -= count
+        self._take(count)
         return first, count
 
     def free(self, first: int, count: int = 1) -> None:
@@ -76,6 +78,10 @@ class EpcAllocator:
             self._starts.insert(index, first)
             self._ends.insert(index, end)
         self.free_pages += count
+
+    def _take(self, count: int) -> None:
+        self.free_pages -= count
+        self.fewest_free = min(self.fewest_free, self.free_pages)
 
     def _check_some_free(self) -> None:
         if not self.free_pages:
