@@ -154,6 +154,67 @@ static void usercalls(struct op *op, u64 *record)
 	op->out[0] = mix;
 }
 
+static void fill(u64 *word, u64 length, u64 seed)
+{
+	for (u64 i = 0; i < length / 8; i++)
+		word[i] = seed = next_word(seed);
+}
+
+static void hash(struct op *op)
+{
+	const u64 *word = (const u64 *)op->a;
+	u64 mixed = 0, sum = 0;
+
+	for (u64 i = 0; i < op->b / 8; i++) {
+		mixed = mix_word(mixed, word[i]);
+		sum += word[i];
+	}
+	op->out[0] = mixed;
+	op->out[1] = sum;
+}
+
+static void merge(const u64 *from, u64 *to, u64 low, u64 middle, u64 high)
+{
+	u64 left = low, right = middle;
+
+	for (u64 i = low; i < high; i++)
+		if (left < middle && (right == high || from[left] <= from[right]))
+			to[i] = from[left++];
+		else
+			to[i] = from[right++];
+}
+
+/* Merges, each from one half of the memory to the other: they walk through all of it again and again. */
+static void sort(u64 *word, u64 count)
+{
+	u64 *from = word, *to = word + count;
+
+	for (u64 width = 1; width < count; width *= 2) {
+		u64 *other = from;
+
+		for (u64 low = 0; low < count; low += 2 * width) {
+			u64 middle = low + width < count ? low + width : count;
+			u64 high = low + 2 * width < count ? low + 2 * width : count;
+
+			merge(from, to, low, middle, high);
+		}
+		from = to;
+		to = other;
+	}
+	if (from != word)
+		memcpy(word, from, count * 8);
+}
+
+static void touch(struct op *op)
+{
+	u64 sum = 0;
+
+	for (u64 turn = 0; turn < op->c; turn++)
+		for (u64 at = op->a; at < op->a + op->b; at += 4096)
+			sum += *(volatile u64 *)at;
+	op->out[0] = sum;
+}
+
 void enclave_main(struct op *op, u64 *record)
 {
 	u64 *first = (u64 *)record[ENTRY_GSBASE];
@@ -235,6 +296,18 @@ void enclave_main(struct op *op, u64 *record)
 		break;
 	case OP_USERCALLS:
 		usercalls(op, record);
+		break;
+	case OP_FILL:
+		fill((u64 *)op->a, op->b, op->c);
+		break;
+	case OP_HASH:
+		hash(op);
+		break;
+	case OP_SORT:
+		sort((u64 *)op->a, op->b / 8);
+		break;
+	case OP_TOUCH:
+		touch(op);
 		break;
 	case OP_JUMP:
 		((void (*)(void))op->a)();

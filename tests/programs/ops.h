@@ -31,6 +31,10 @@
 #define OP_LEAVE 21           /* on CSSA 1: let frame 0 leave, to where this entry leaves */
 #define OP_JUMP 22            /* call the address a */
 #define OP_USERCALLS 23       /* a usercalls from seed b, c turns before each; out[0] = the last mix */
+#define OP_FILL 24            /* b bytes at a = the words of generator c */
+#define OP_HASH 25            /* out[0] = a hash of the b bytes at a, out[1] = their sum */
+#define OP_SORT 26            /* sort the b bytes at a as u64; as many bytes behind them are scratch */
+#define OP_TOUCH 27           /* read a word of each of the b bytes' pages at a, c times over */
 
 #define TCS_ONE_FRAME 8       /* index of the TCS with NSSA = 1; the others have 2 */
 
@@ -61,6 +65,17 @@
 #define PATTERN_FCW 0x0272
 
 #ifndef __ASSEMBLER__
+/* The words of OP_FILL, and the mix of OP_HASH: the same inside and outside. */
+static inline unsigned long next_word(unsigned long word)
+{
+	return word * 6364136223846793005 + 1442695040888963407;
+}
+
+static inline unsigned long mix_word(unsigned long hash, unsigned long word)
+{
+	return (hash ^ word) * 0x9e3779b97f4a7c15;
+}
+
 struct op {
 	unsigned long code, a, b, c;
 	unsigned long out[ENTRY_COUNT];

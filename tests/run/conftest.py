@@ -55,17 +55,18 @@ class Harness:
             subprocess.run(command, check=True)
         return path
 
-    def enclave(self, base: int = 0) -> list[str | Path]:
+    def enclave(self, base: int = 0, heap: int = 0) -> list[str | Path]:
         """Give the two arguments that tests/programs/host.h takes: enclave and SIGSTRUCT.
 
-        `base` is where in ELRANGE its first page stands: each is another enclave, of another signer.
+        `base` is where in ELRANGE its first page stands, `heap` the bytes at `heap_begin`: each is another
+        enclave, of another signer.
         """
-        name = f"enclave-{base:x}" if base else "enclave"
+        name = "enclave" + f"-{base:x}" * bool(base) + f"-heap-{heap:x}" * bool(heap)
         elf, css = (self.directory / f"{name}.{kind}" for kind in ("elf", "sigstruct"))
         if not css.exists():
             sources = [ENCLAVE_SOURCES / "enclave.S", ENCLAVE_SOURCES / "enclave.c"]
-            place = f"-Wl,--defsym=BASE={base:#x}"
-            subprocess.run(["cc", *_ENCLAVE_FLAGS, place, "-o", elf, *sources], check=True)
+            place = [f"-Wl,--defsym=BASE={base:#x}", f"-Wl,--defsym=HEAP={heap:#x}"]
+            subprocess.run(["cc", *_ENCLAVE_FLAGS, *place, "-o", elf, *sources], check=True)
             key = ["--key", self.directory / f"{name}.pem", "--generate-key"]
             sign = [sys.executable, "-m", "softsgx", "sign", elf, "--out", css, *key]
             options = ["--production", "--miscselect", "1"]

@@ -124,7 +124,7 @@ class Bench:
     def enclave(self, name: str) -> Path:
         path = self.directory / f"{name}.elf"
         if not path.exists():
-            base = f"-Wl,--defsym=BASE={_ENCLAVES[name]:#x}"
+            base = f"-Wl,--defsym=BASE={_ENCLAVES[name]:#x},--defsym=HEAP=0"
             sources = [SOURCES / "enclave.S", SOURCES / "enclave.c"]
             self._cc(*_ENCLAVE_FLAGS, base, "-o", path, *sources)
         return path

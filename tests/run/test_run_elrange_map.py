@@ -25,6 +25,7 @@ class FakeEnclave:
     def __init__(self, first: int) -> None:
         self.first = first
         self.encl = self
+        self.mm_list: list[object] = []
 
     def translate(self, address: int) -> int | None:
         at = (address - BASE) // PAGE

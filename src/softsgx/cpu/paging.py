@@ -117,7 +117,7 @@ def tlb_shootdown(secs: SecsPage) -> None:
         thread.cycle = secs.cycle
 
 
-def _held(secs: SecsPage) -> set[int]:
+def held(secs: SecsPage) -> set[int]:
     """Give the pages, by linear address, that threads inside hold: TCSs and SSA frames.
 
     Their addresses were resolved on entry, so that no flush makes the threads forget them.
@@ -272,7 +272,7 @@ class _Eviction:
                 if any(thread.cycle <= cycle for thread in secs.inside()):
                     return LeafCode.NOT_TRACKED
                 if secs.page not in self._held:
-                    self._held[secs.page] = _held(secs)
+                    self._held[secs.page] = held(secs)
                 if epc.addresses[page] in self._held[secs.page]:
                     return LeafCode.NOT_TRACKED
         elif kind == PT_SECS and cpu.enclaves[page].children:

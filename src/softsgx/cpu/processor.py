@@ -11,6 +11,7 @@ from collections.abc import Callable
 from softsgx.arch.thread import MODE_INSIDE, TcsRecord, ThreadRecord
 from softsgx.cpu.epc import Epc, PageIndex
 from softsgx.cpu.identity import Identity
+from softsgx.cpu.memory import Elrange
 from softsgx.cpu.model import Model
 from softsgx.cpu.secs import SecsPage, Thread
 
@@ -80,6 +81,12 @@ class Processor:
             return self.paging_cipher().decrypt(iv, sealed, header)
         except InvalidTag:
             return None
+
+    def forget_evicted(self, elrange: Elrange) -> None:
+        """Drop what is kept of an evicted SECS, by its pages: nobody will bring it back."""
+        for eid, secs in list(self.evicted_secs.items()):
+            if secs.elrange is elrange:
+                del self.evicted_secs[eid]
 
     def thread_gone(self, lp: "LogicalProcessor") -> None:
         """Take a dead thread out of its enclave: as an AEX leaves it, but that nothing was saved."""

@@ -103,7 +103,18 @@ class Thread:
     """
 
     __slots__ = (
-        *("cycle", "fsbase", "flags", "frame", "frame_size", "gsbase", "linaddr", "nssa", "oentry"),
+        *(
+            "abandoned",
+            "cycle",
+            "fsbase",
+            "flags",
+            "frame",
+            "frame_size",
+            "gsbase",
+            "linaddr",
+            "nssa",
+            "oentry",
+        ),
         *("ofsbasgx", "ogsbasgx", "ossa", "page", "quads", "secs", "words"),
     )
 
@@ -112,6 +123,8 @@ class Thread:
         self.secs = secs
         # The tracking cycle that the thread inside entered in.
         self.cycle = 0
+        # The frame to leave by where the enclave's pages are gone.
+        self.abandoned: Gprsgx | None = None
         self.linaddr = linaddr
         self.flags = tcs.flags
         self.nssa = tcs.nssa

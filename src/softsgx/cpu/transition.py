@@ -62,7 +62,7 @@ from softsgx.cpu.registers import (
     RFLAGS_ZF,
     Registers,
 )
-from softsgx.cpu.secs import AEP, CSSA, OWNER_TID, STATE, Thread, canonical
+from softsgx.cpu.secs import AEP, CSSA, OWNER_TID, STATE, SecsPage, Thread, canonical
 from softsgx.errors import Fault
 
 ENCLU_LENGTH = 3
@@ -344,7 +344,8 @@ def aex(cpu: Processor, lp: LogicalProcessor, regs: Registers, event: Event) -> 
     cssa = lp.cssa
     vector = event.vector
     where = thread.gprsgx(cssa)
-    before = Gprsgx.decode(elrange.read(where, Gprsgx.SIZE))
+    abandoned = thread.abandoned is not None
+    before = thread.abandoned or Gprsgx.decode(elrange.read(where, Gprsgx.SIZE))
     image = lp.load_xsave()
     area = xsave.saved(image, secs.xfrm, cpu.model.xsave_sizes, secs.xsave_size)
     synthetic = xsave.synthetic(image, secs.xfrm, vector)
@@ -362,9 +363,10 @@ def aex(cpu: Processor, lp: LogicalProcessor, regs: Registers, event: Event) -> 
         exitinfo=_exitinfo(vector, secs.miscselect), aexnotify=before.aexnotify,
         fsbase=regs.fsbase, gsbase=regs.gsbase,
     )  # fmt: skip
-    elrange.write(thread.frame + thread.frame_size * cssa, area)
-    elrange.write(where, gprsgx.encode())
-    if secs.miscselect & MISC_EXINFO and vector in _REPORTED_WITH_EXINFO:
+    if not abandoned:
+        elrange.write(thread.frame + thread.frame_size * cssa, area)
+        elrange.write(where, gprsgx.encode())
+    if secs.miscselect & MISC_EXINFO and vector in _REPORTED_WITH_EXINFO and not abandoned:
         maddr = event.address if vector == VECTOR_PF else 0
         exinfo = Exinfo(maddr=maddr, errcd=event.error_code)
         elrange.write(where - Exinfo.SIZE, exinfo.encode())
@@ -395,6 +397,18 @@ def _exitinfo(vector: int | None, miscselect: int) -> int:
         kind = EXITINFO_TYPE_SOFTWARE if vector == VECTOR_BP else EXITINFO_TYPE_HARDWARE
         return EXITINFO_VALID | kind << EXITINFO_TYPE_SHIFT | (vector or 0)
     return 0
+
+
+def abandon(secs: SecsPage) -> None:
+    """Take an enclave's pages from under the threads inside, before they are removed.
+
+    To the processor they are out. Each makes its exit when it next faults, by the outer stack that its
+    frame has now, and nothing of it is saved.
+    """
+    for thread in secs.inside():
+        where = thread.gprsgx(thread.words[CSSA])
+        thread.abandoned = Gprsgx.decode(secs.elrange.read(where, Gprsgx.SIZE))
+        thread.words[STATE] = TCS_INACTIVE
 
 
 def thread_gone(lp: LogicalProcessor) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device nodes and their open files (kernel: driver.c).
 
-Owns the free list of the EPC.  Used by one thread; calls of several callers interleave only where
+Owns the free list of the EPC and who makes room in it.  Used by one thread; calls of several callers interleave only where
 user memory suspends one of them.
 """
 
@@ -17,6 +17,8 @@ from softsgx.driver.encl_stats import DriverStats
 from softsgx.driver.epc_allocator import EpcAllocator
 from softsgx.driver.ioctl import sgx_ioctl
 from softsgx.driver.nodes import ENCLAVE, PROVISION
+from softsgx.driver.policy import TwoQueues
+from softsgx.driver.reclaim import Reclaimer
 from softsgx.driver.vma import (
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
@@ -40,6 +42,7 @@ class Driver:
     def __init__(self, processor: "Processor") -> None:
         self.processor = processor
         self.epc = EpcAllocator(processor.epc.pages)
+        self.reclaimer = Reclaimer(processor, self.epc, TwoQueues(processor.epc.pages))
         self.stats = DriverStats()
         self.events: EnclEvents | None = None
 
@@ -65,7 +68,7 @@ class EnclaveFile:
 
     def __init__(self, driver: Driver) -> None:
         self.elrange = MemfdElrange()
-        self.encl = Encl(driver.processor, driver.epc, self.elrange)
+        self.encl = Encl(driver.processor, driver.reclaimer, self.elrange)
         self.encl.events = driver.events
         self._stats = driver.stats
         self._stats.began(self.encl)

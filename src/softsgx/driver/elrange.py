@@ -8,6 +8,7 @@ reads and writes here is what the enclave's own code sees there; an absent page 
 import ctypes
 import fcntl
 import os
+from collections.abc import Callable
 
 # One page-table root spans this much user address space (x86-64, four levels).
 ELRANGE_SIZE = 1 << 47
@@ -24,9 +25,14 @@ _libc.preadv.restype = ctypes.c_ssize_t
 
 
 class MemfdElrange:
-    """cpu's Elrange over a sparse memfd, 2^47 bytes long; ``fd`` is the driver's own descriptor."""
+    """cpu's Elrange over a sparse memfd, 2^47 bytes long; ``fd`` is the driver's own descriptor.
+
+    ``place`` is set while a page is brought in for somebody who has touched it: it puts a whole page that
+    is absent into the memfd and into that address space at once, and tells whether it could.
+    """
 
     def __init__(self) -> None:
+        self.place: Callable[[int, bytes | bytearray | memoryview], bool] | None = None
         self.fd = os.memfd_create("sgx_enclave", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, ELRANGE_SIZE)
@@ -73,6 +79,8 @@ class MemfdElrange:
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Write at a linear address.  A page that was a hole appears whole, by one system call."""
+        if self.place is not None and len(data) == _PAGE_SIZE and self.place(address, data):
+            return
         done = os.pwrite(self.fd, data, address)
         while done < len(data):
             done += os.pwrite(self.fd, memoryview(data)[done:], address + done)

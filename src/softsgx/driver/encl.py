@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The enclave object (kernel: encl.c and the allocation parts of ioctl.c).
 
-Owns an enclave's EPC pages: its SECS, its VA pages, the pages of its page array.  Used by the driver's
-thread only.  A call that follows user pointers may suspend the caller in the middle; meanwhile other
+Owns an enclave's EPC pages: its SECS, its VA pages, the pages of its page array; and its backing store,
+where those are that were evicted.  Used by the driver's thread only.  A call that follows user pointers may suspend the caller in the middle; meanwhile other
 threads may map, fault and enter, but ``ioctl_in_flight`` keeps the enclave's other ioctls out.
 """
 
@@ -14,73 +14,91 @@ from softsgx.arch.secinfo import (
     PAGE_SIZE,
     PT_TCS,
     PT_VA,
-    SECINFO_PAGE_TYPE_SHIFT,
-    SECINFO_R,
-    SECINFO_W,
-    SECINFO_X,
     VA_SLOTS,
 )
 from softsgx.arch.structures import Pageinfo, Secinfo, Secs
 from softsgx.cpu.encls import eadd_pages, ecreate, epa, eremove, eremove_pages
 from softsgx.cpu.epc import EPC_BASE, Epc, PageIndex
 from softsgx.cpu.memory import Elrange, HeldMemory
+from softsgx.cpu.transition import abandon
+from softsgx.driver.backing import KernelBacking
 from softsgx.driver.elrange import ELRANGE_SIZE
 from softsgx.driver.encl_stats import EnclStats
-from softsgx.driver.epc_allocator import EpcAllocator
-from softsgx.driver.page_array import PageArray, neighbours
-from softsgx.driver.vma import PROT_EXEC, PROT_READ, PROT_RWX, PROT_WRITE, TASK_SIZE
+from softsgx.driver.page_array import PageArray, neighbours, page_type, vm_max_prot
+from softsgx.driver.va_pages import VaPages
+from softsgx.driver.vma import PROT_RWX, TASK_SIZE
 from softsgx.errors import DriverError, Fault
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
     from softsgx.cpu.processor import Processor
+    from softsgx.driver.backing import Backing
     from softsgx.driver.encl_stats import EnclEvents
+    from softsgx.driver.reclaim import Reclaimer
     from softsgx.driver.task import Task
+
+    class EnclMm(Protocol):
+        """One address space that maps the enclave (kernel: struct sgx_encl_mm); run/ supplies it."""
+
+        def block(self, encl: "Encl", spans: list[tuple[int, int]]) -> bool:
+            """Take writing away from the address ranges; False if that cannot be done now.
+
+            What has been written is in the elrange when it returns, and the next write is a fault that
+            ``touched`` hears of first. May suspend the caller.
+            """
+
 
 # What may be set in ATTRIBUTES without /dev/sgx_provision (SGX_ATTR_UNPRIV_MASK).
 ATTRIBUTES_UNPRIVILEGED = ATTRIBUTE_DEBUG | ATTRIBUTE_MODE64BIT | ATTRIBUTE_KSS
 
 # Pages that one EADD run takes at most: between runs, some 15 ms, a signal can end the call.
 _RUN_PAGES = 4096
+# For so many pages, and no more than a quarter of the EPC, room is made at a time.
+_ROOM_PAGES = 512
 # Beyond this a file has no offsets (MAX_LFS_FILESIZE): shmem_file_setup refuses.
 _FILE_SIZE_MAX = (1 << 63) - 1
-
-
-def page_type(secinfo_flags: int) -> int:
-    """Return SECINFO's page type (PT_*)."""
-    return secinfo_flags >> SECINFO_PAGE_TYPE_SHIFT & 0xFF
-
-
-def vm_max_prot(secinfo_flags: int) -> int:
-    """Return what a mapping of a page may allow at most (PROT_*): SECINFO's RWX; for a TCS RW."""
-    if page_type(secinfo_flags) == PT_TCS:
-        return PROT_READ | PROT_WRITE
-    return (
-        (PROT_READ if secinfo_flags & SECINFO_R else 0)
-        | (PROT_WRITE if secinfo_flags & SECINFO_W else 0)
-        | (PROT_EXEC if secinfo_flags & SECINFO_X else 0)
-    )
 
 
 class Encl:
     """One enclave, from open() of the node to the last reference's end; ``base`` and ``size`` in bytes."""
 
-    def __init__(self, cpu: "Processor", allocator: EpcAllocator, elrange: Elrange) -> None:
+    def __init__(
+        self,
+        cpu: "Processor",
+        reclaimer: "Reclaimer",
+        elrange: Elrange,
+        make_backing: "Callable[[int], Backing]" = KernelBacking,
+    ) -> None:
         self.cpu = cpu
         self.elrange = elrange
-        self._allocator = allocator
+        self._reclaimer = reclaimer
+        self._allocator = reclaimer.allocator
+        self._make_backing = make_backing
         # SGX_ENCL_IOCTL, SGX_ENCL_CREATED, SGX_ENCL_INITIALIZED.
         self.ioctl_in_flight = False
         self.created = False
         self.initialized = False
+        # Killed, for lack of EPC or of its backing: no page is left, and none comes (SGX_ENCL_OOM of the
+        # EPC cgroup series).
+        self.dead = False
         self.base = 0
         self.size = 0
         self.attributes = 0
         self.attributes_mask = 0
         self.secs_page: PageIndex | None = None
-        self.va_pages: list[PageIndex] = []
+        self._secs_slot = -1
+        self.va_pages = VaPages()
         # Pages that have, or may come to need, a VA slot: the SECS too.
         self.page_cnt = 0
         self.page_array = PageArray()
+        self.backing: Backing = make_backing(0)
+        # What tells its pages from those of other enclaves, in the upper bits.
+        self.serial = 0
+        self.mm_list: list[EnclMm] = []
+        # Pages that are on their way out, by address; one that is touched before it is blocked is taken out.
+        self.reclaiming: set[int] = set()
         self.stats = EnclStats()
         self.events: EnclEvents | None = None
 
@@ -92,7 +110,7 @@ class Encl:
         # ECREATE would see it too; here it keeps the backing's size from overflowing.
         if fields.size.bit_count() != 1:
             raise DriverError(errno.EINVAL, f"SECS.SIZE {fields.size:#x} is not a power of two")
-        if self._va_pages_wanted(1) > self._allocator.free_pages:
+        if not self._reclaimer.make_room(2, self) and not self._allocator.free_pages:
             raise self._exhausted("the first VA page")
         backing = fields.size + PAGE_SIZE
         if backing + (backing >> 5) > _FILE_SIZE_MAX:
@@ -123,11 +141,14 @@ class Encl:
             self._shrink(1)
             raise DriverError(errno.EIO, f"ECREATE: {fault}") from fault
         self.secs_page = page
+        self.backing = self._make_backing(fields.size)
+        self._reclaimer.created(self, page)
         self.base = fields.baseaddr
         self.size = fields.size
         self.attributes = fields.attributes
         self.attributes_mask = ATTRIBUTES_UNPRIVILEGED
         self.created = True
+        self._reclaimer.allocated()
 
     def add_run(
         self, task: "Task", offset: int, source: int, count: int, secinfo_flags: int, measure: bool
@@ -137,7 +158,11 @@ class Encl:
         ``offset`` is in bytes from the base, ``count`` in pages.  Every page is added whole or not at
         all.  DriverError is about the first page, of which nothing is left.
         """
-        count = self._affordable(min(count, _RUN_PAGES))
+        count = min(count, _RUN_PAGES)
+        self._make_room(count)
+        if self.dead:
+            raise DriverError(errno.EIO, "the enclave was killed: its backing cannot be written")
+        count = self._affordable(count)
         if count == 0:
             raise self._exhausted(f"page {offset:#x}")
         first = (self.base + offset) // PAGE_SIZE
@@ -180,6 +205,8 @@ class Encl:
             first, epc_first, added, vm_max_prot(secinfo_flags), page_type(secinfo_flags)
         )
         self.stats.added += added
+        self._reclaimer.added(self, range(epc_first, epc_first + added))
+        self._reclaimer.allocated()
         return added
 
     @staticmethod
@@ -201,12 +228,20 @@ class Encl:
         raise DriverError(errno.EACCES, f"the source page {source:#x} is on a noexec mount")
 
     def created_secs(self) -> PageIndex:
-        """Return the SECS's EPC page; ValueError before ``create``."""
+        """Return the SECS's EPC page; ValueError before ``create``, and while it is evicted."""
         if self.secs_page is None:
-            raise ValueError("the enclave has no SECS")
+            raise ValueError("the enclave has no resident SECS")
         return self.secs_page
 
     # -- EPC pages --------------------------------------------------------------------------
+
+    def _make_room(self, count: int) -> None:
+        """Reclaim for pages to be added, as far as that goes; at least for one, with its VA page."""
+        least = 1 + self._va_pages_wanted(1)
+        wanted = min(count, _ROOM_PAGES, self._allocator.total // 4)
+        if wanted + self._va_pages_wanted(wanted) > self._allocator.free_pages:
+            wanted = max(wanted, least)
+            self._reclaimer.make_room(wanted + self._va_pages_wanted(wanted), self)
 
     def _affordable(self, count: int) -> int:
         """Return how many pages, at most ``count``, the free EPC holds together with their VA pages."""
@@ -223,7 +258,7 @@ class Encl:
         return DriverError(
             errno.ENOMEM,
             f"no EPC page is left for {what}: {self._allocator.free_pages} of "
-            f"{self._allocator.total} are free, and reclaim (EWB) is not modelled yet",
+            f"{self._allocator.total} are free, and nothing gives way",
         )
 
     def _grow(self, count: int) -> None:
@@ -231,14 +266,18 @@ class Encl:
         for _ in range(self._va_pages_wanted(count)):
             page = self._allocate_page()
             epa(self.cpu, PT_VA, Epc.address(page))
-            self.va_pages.append(page)
+            self.va_pages.add(page)
         self.page_cnt += count
 
     def _shrink(self, count: int) -> None:
         """Take back what ``_grow`` accounted for."""
         self.page_cnt -= count
         for _ in range(-self._va_pages_wanted(0)):
-            self._free_epc_page(self.va_pages.pop())
+            # Reclaim may have used it meanwhile: then it stays.
+            page = self.va_pages.pop_unused()
+            if page is None:
+                break
+            self._free_epc_page(page)
 
     def _allocate_page(self) -> PageIndex:
         page = PageIndex(self._allocator.allocate_page())
@@ -258,6 +297,7 @@ class Encl:
         lost = 0
         while count:
             code, done = eremove_pages(self.cpu, PageIndex(first), count)
+            self._reclaimer.removed(range(first, first + done))
             self._allocator.free(first, done)
             self.stats.resident -= done
             # Past the page that was refused.
@@ -305,18 +345,103 @@ class Encl:
             if run.type != PT_TCS and not prot & PROT_RWX & ~run.vm_max_prot
         ]
 
+    # -- paging -----------------------------------------------------------------------------
+
+    @property
+    def secs_index(self) -> int:
+        """The SECS's place in the backing: behind the last page."""
+        return self.size // PAGE_SIZE
+
+    def index(self, linear: int) -> int:
+        """Return the place in the backing of the page at a linear address."""
+        return (linear - self.base) // PAGE_SIZE
+
+    def is_evicted(self, index: int) -> bool:
+        """Tell whether a page, or the SECS, is in the backing."""
+        return not self.dead and self._slot(index) is not None
+
+    def _slot(self, index: int) -> int | None:
+        if index == self.secs_index:
+            return self._secs_slot if self.created and self.secs_page is None else None
+        return self.page_array.slot(self.base // PAGE_SIZE + index)
+
+    def slot_of(self, index: int) -> int:
+        """Return the number of an evicted page's VA slot."""
+        slot = self._slot(index)
+        if slot is None:
+            raise ValueError(f"page {index:#x} is not evicted")
+        return slot
+
+    def set_evicted(self, index: int, slot: int) -> None:
+        """Record that EWB has taken a page out."""
+        if index == self.secs_index:
+            self.secs_page, self._secs_slot = None, slot
+        else:
+            self.page_array.set_evicted(self.base // PAGE_SIZE + index, slot)
+
+    def set_resident(self, index: int, page: PageIndex) -> None:
+        """Record that ELDU has brought a page back."""
+        if index == self.secs_index:
+            self.secs_page = page
+        else:
+            self.page_array.set_resident(self.base // PAGE_SIZE + index, page)
+
+    def touched(self, linear: int) -> None:
+        """Hear that a page is in use: if it is on its way out it stays."""
+        self.reclaiming.discard(linear & -PAGE_SIZE)
+
+    def read(self, address: int, length: int) -> bytes:
+        """Read enclave memory, bringing in what was evicted; DriverError if that fails."""
+        parts = []
+        if not self.stats.evictions:
+            return self.elrange.read(address, length)
+        while length > 0:
+            take = min(length, PAGE_SIZE - address % PAGE_SIZE)
+            if self.is_evicted(self.index(address)):
+                self._reclaimer.load(self, self.index(address))
+            parts.append(self.elrange.read(address, take))
+            address += take
+            length -= take
+        return b"".join(parts)
+
+    def kill(self, reason: str) -> None:
+        """End the enclave for good: every EPC page is free at once, and threads inside are driven out.
+
+        They fault at their next fetch, and leave without a saved state. The file stays open: ioctls get
+        EIO, touches SIGBUS.
+        """
+        if self.dead:
+            return
+        self.dead = True
+        self.stats.kills += 1
+        if self.events is not None:
+            self.events.killed(self, reason)
+        if self.secs_page is not None:
+            abandon(self.cpu.enclaves[self.secs_page])
+        self._free_all()
+
     def load_page_in_vma(self, address: int, vma_prot: int) -> str | None:
         """Answer a fault in a VMA of protection ``vma_prot``: None if the page may be mapped, else why it is SIGBUS.
 
-        INITIALIZED does not matter (sgx_encl_load_page_in_vma).
+        INITIALIZED does not matter (sgx_encl_load_page_in_vma). A page that was evicted is brought back.
+        EpcExhausted, BackingStalled: the access is to be made again.
         """
         run = self.page_array.find(address // PAGE_SIZE)
         if run is None:
-            return f"the enclave has no page at {address:#x}"
+            killed = ", for it was killed" if self.dead else ""
+            return f"the enclave has no page at {address:#x}{killed}"
         if vma_prot & PROT_RWX & ~run.vm_max_prot:
             return (
                 f"the mapping allows {vma_prot:#x}, the page at {address:#x} {run.vm_max_prot:#x}"
             )
+        index = self.index(address)
+        if self.is_evicted(index):
+            try:
+                self._reclaimer.load(self, index)
+            except DriverError as error:
+                return error.reason
+            if self.dead:
+                return f"the enclave has no page at {address:#x}, for it was killed"
         return None
 
     def translate(self, linear: int) -> PageIndex | None:
@@ -331,17 +456,25 @@ class Encl:
 
         It refuses while a thread is inside, and the SECS while a child is left (sgx_encl_release).
         """
+        lost = self._free_all()
+        self.backing.close()
+        return lost
+
+    def _free_all(self) -> int:
         lost = 0
         for run in self.page_array.runs():
             for first, count in neighbours(run.epc):
                 lost += self._free_epc_run(first, count)
         self.page_array.clear()
+        self._reclaimer.ended(self, self.secs_page)
         if self.secs_page is not None:
             lost += not self._free_epc_page(self.secs_page)
             self.secs_page = None
-        for page in self.va_pages:
+        elif self._secs_slot >= 0:
+            self.cpu.forget_evicted(self.elrange)
+        self._secs_slot = -1
+        for page in self.va_pages.clear():
             lost += not self._free_epc_page(page)
-        self.va_pages.clear()
         self.page_cnt = 0
         return lost
 

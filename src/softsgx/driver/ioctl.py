@@ -60,6 +60,8 @@ def sgx_ioctl(encl: "Encl", request: int, arg: int, task: "Task") -> int:
     """
     if encl.ioctl_in_flight:
         raise DriverError(errno.EBUSY, "another ioctl on this enclave is in flight")
+    if encl.dead:
+        raise DriverError(errno.EIO, "the enclave was killed")
     encl.ioctl_in_flight = True
     try:
         # An ioctl's request is an unsigned int: the upper half of the register does not count.

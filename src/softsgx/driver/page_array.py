@@ -1,17 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pages of one enclave by linear page number (kernel: struct sgx_encl_page in encl->page_array).
 
-Owns the columns: per run of neighbouring pages with one vm_max_prot and type, the EPC page of each.  A run is
-one object however many pages it has, so adding, checking and releasing cost by the run.
+Owns the columns: per run of neighbouring pages with one vm_max_prot and type, where each is: its EPC page,
+or if it was evicted its VA slot as -1 - number.  A run is one object however many pages it has, so adding,
+checking and releasing cost by the run.
 """
 
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
+from softsgx.arch.secinfo import PT_TCS, SECINFO_PAGE_TYPE_SHIFT, SECINFO_R, SECINFO_W, SECINFO_X
+from softsgx.driver.vma import PROT_EXEC, PROT_READ, PROT_WRITE
+
+
+def page_type(secinfo_flags: int) -> int:
+    """Return SECINFO's page type (PT_*)."""
+    return secinfo_flags >> SECINFO_PAGE_TYPE_SHIFT & 0xFF
+
+
+def vm_max_prot(secinfo_flags: int) -> int:
+    """Return what a mapping of a page may allow at most (PROT_*): SECINFO's RWX; for a TCS RW."""
+    if page_type(secinfo_flags) == PT_TCS:
+        return PROT_READ | PROT_WRITE
+    return (
+        (PROT_READ if secinfo_flags & SECINFO_R else 0)
+        | (PROT_WRITE if secinfo_flags & SECINFO_W else 0)
+        | (PROT_EXEC if secinfo_flags & SECINFO_X else 0)
+    )
+
 
 class PageRun:
-    """Neighbouring linear pages [first, end) with one ``vm_max_prot`` and ``type``; ``epc[i]`` holds page first + i."""
+    """Neighbouring linear pages [first, end) with one ``vm_max_prot`` and ``type``; ``epc[i]`` tells of first + i."""
 
     __slots__ = ("end", "epc", "first", "type", "vm_max_prot")
 
@@ -78,9 +98,34 @@ class PageArray:
         self._runs.insert(index, PageRun(first, epc, vm_max_prot, page_type))
 
     def epc_page(self, page: int) -> int | None:
-        """Return the EPC page of a linear page, None if the enclave has no such page."""
+        """Return the EPC page of a linear page, None if it is not resident, or no page of the enclave's."""
         run = self.find(page)
-        return None if run is None else run.epc[page - run.first]
+        if run is None:
+            return None
+        epc = run.epc[page - run.first]
+        return epc if epc >= 0 else None
+
+    def slot(self, page: int) -> int | None:
+        """Return the number of an evicted page's VA slot, None if the page is not evicted."""
+        run = self.find(page)
+        if run is None:
+            return None
+        epc = run.epc[page - run.first]
+        return -1 - epc if epc < 0 else None
+
+    def set_resident(self, page: int, epc: int) -> None:
+        """Record that a page is in an EPC page; KeyError if the enclave has no such page."""
+        self._set(page, epc)
+
+    def set_evicted(self, page: int, slot: int) -> None:
+        """Record that a page is out, its version in a VA slot; KeyError as above."""
+        self._set(page, -1 - slot)
+
+    def _set(self, page: int, where: int) -> None:
+        run = self.find(page)
+        if run is None:
+            raise KeyError(page)
+        run.epc[page - run.first] = where
 
     def clear(self) -> None:
         """Forget all pages."""
@@ -90,9 +135,11 @@ class PageArray:
 
 
 def neighbours(pages: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Group EPC pages that ascend by one: (first, count) of each group, in order."""
+    """Group pages that ascend by one: (first, count) of each group, in order; negative ones are left out."""
     first = count = 0
     for page in pages:
+        if page < 0:
+            continue
         if page != first + count or not count:
             if count:
                 yield first, count

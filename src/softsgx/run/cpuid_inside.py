@@ -12,7 +12,6 @@ from struct import error
 from weakref import WeakKeyDictionary
 
 from softsgx.arch.secinfo import PAGE_SIZE
-from softsgx.cpu.memory import Elrange
 from softsgx.cpu.processor import LogicalProcessor
 from softsgx.cpu.registers import RFLAGS_RF
 from softsgx.driver.encl import Encl
@@ -68,12 +67,12 @@ class InsideCpuid:
 class _LoadedElf(Elf):
     """An ELF image as its segments lie in memory: a file offset is an address less the image's start."""
 
-    __slots__ = ("_elrange", "_start")
+    __slots__ = ("_encl", "_start")
 
-    def __init__(self, elrange: Elrange, start: int, size: int) -> None:
-        self._elrange = elrange
+    def __init__(self, encl: Encl, start: int, size: int) -> None:
+        self._encl = encl
         self._start = start
-        super().__init__(-1, size, elrange.read(start, PAGE_SIZE))
+        super().__init__(-1, size, encl.read(start, PAGE_SIZE))
         self.shnum = 0
         self.segments = tuple(
             (kind, flags, address, address, physical, length, memory, align)
@@ -84,7 +83,7 @@ class _LoadedElf(Elf):
         length = min(length, self.size - offset)
         if length <= 0 or offset < 0:
             return b""
-        return self._elrange.read(self._start + offset, length)
+        return self._encl.read(self._start + offset, length)
 
 
 def inside_sites(encl: Encl) -> tuple[int, ...]:
@@ -95,7 +94,7 @@ def inside_sites(encl: Encl) -> tuple[int, ...]:
             start, end = run.first * PAGE_SIZE, run.end * PAGE_SIZE
             # With the byte before, for a pair that lies across two runs.
             for at in range(max(start - 1, 0), end, _CHUNK):
-                chunk = encl.elrange.read(at, min(_CHUNK + 1, end - at))
+                chunk = encl.read(at, min(_CHUNK + 1, end - at))
                 found = chunk.find(CPUID)
                 while found >= 0 and len(hits) < _HITS_LIMIT:
                     if at + found not in hits[-1:]:
@@ -113,11 +112,11 @@ def _proven(encl: Encl, hits: list[int]) -> list[int]:
     images = 0
     for run in encl.page_array.runs():
         start = run.first * PAGE_SIZE
-        if images == _IMAGES or encl.elrange.read(start, 4) != b"\x7fELF":
+        if images == _IMAGES or encl.read(start, 4) != b"\x7fELF":
             continue
         images += 1
         try:
-            proof = Proof(_LoadedElf(encl.elrange, start, encl.base + encl.size - start))
+            proof = Proof(_LoadedElf(encl, start, encl.base + encl.size - start))
             proven = [hit for hit in hits if proof.covers(hit - start)]
         except (error, ValueError):
             continue

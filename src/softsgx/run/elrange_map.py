@@ -3,7 +3,8 @@
 
 Owns the list of enclave VMAs of an Mm and its userfaultfd. A mapping begins as PROT_NONE, and
 `settle` gives it its protection: a mapping that allows the touch of a hole makes a silent zero
-page. Where the userfaultfd watches, holes answer with SIGBUS (UFFD_FEATURE_SIGBUS), and only pages
+page. Where the userfaultfd watches, holes answer with SIGBUS (UFFD_FEATURE_SIGBUS), as does a write to
+a page that is on its way out, and only pages
 that allow less than the mapping stay PROT_NONE. Where there is none, all that must fault stays
 so: an mprotect for each run of pages, and a SIGSEGV that the supervisor tells from the program's.
 
@@ -11,6 +12,7 @@ Source: ioctl_userfaultfd(2), include/uapi/linux/userfaultfd.h.
 """
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import struct
@@ -21,18 +23,30 @@ from softsgx.run.ptrace import failed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from softsgx.driver.driver import EnclaveFile
+    from softsgx.driver.encl import Encl
     from softsgx.run.tracee import Injector, Tracee
 
 USER_MODE_ONLY = 1
 _UFFDIO_API = 0xC018AA3F
 _UFFDIO_REGISTER = 0xC020AA00
+_UFFDIO_COPY = 0xC028AA03
+_UFFDIO_WRITEPROTECT = 0xC018AA06
 _UFFD_API = 0xAA
 _FEATURE_SIGBUS = 1 << 7
+_FEATURE_WP_SHMEM = 1 << 12  # UFFD_FEATURE_WP_HUGETLBFS_SHMEM, Linux 5.19
 _MODE_MISSING = 1
+_MODE_WP = 2
+_PROTECT = 1
+_WRITEPROTECT = struct.Struct("<QQQ")
+_COPY = struct.Struct("<QQQQq")
 _TOP = 1 << 64
+
+# What UFFDIO_COPY copies from.
+_page = bytearray(n.PAGE_SIZE)
+_page_at = ctypes.addressof((ctypes.c_char * n.PAGE_SIZE).from_buffer(_page))
 
 
 def too_many_runs(tracee: "Tracee") -> str:
@@ -92,6 +106,8 @@ class EnclaveMap:
         self._starts: list[int] = []
         self._uffd = -1
         self.refused = False  # a userfaultfd cannot be had
+        # Changes mappings that no userfaultfd watches, by one of the threads; None before there is one.
+        self.revoke: Callable[[EnclaveMap, Encl, list[tuple[int, int]]], bool] | None = None
 
     def __len__(self) -> int:
         return len(self._vmas)
@@ -103,13 +119,17 @@ class EnclaveMap:
 
     def watch(self, uffd: int) -> None:
         """Take over the userfaultfd made in this address space and register what is mapped."""
-        fcntl.ioctl(uffd, _UFFDIO_API, struct.pack("<QQQ", _UFFD_API, _FEATURE_SIGBUS, 0))
+        fcntl.ioctl(
+            uffd,
+            _UFFDIO_API,
+            struct.pack("<QQQ", _UFFD_API, _FEATURE_SIGBUS | _FEATURE_WP_SHMEM, 0),
+        )
         self._uffd = uffd
         for vma in self._vmas:
             self._register(vma)
 
     def _register(self, vma: EnclaveVma) -> None:
-        argument = struct.pack("<QQQQ", vma.start, vma.end - vma.start, _MODE_MISSING, 0)
+        argument = struct.pack("<QQQQ", vma.start, vma.end - vma.start, _MODE_MISSING | _MODE_WP, 0)
         # userfaultfd_register refuses a mapping without VM_MAYWRITE.
         with contextlib.suppress(OSError):
             fcntl.ioctl(self._uffd, _UFFDIO_REGISTER, argument)
@@ -117,6 +137,10 @@ class EnclaveMap:
 
     def close(self) -> None:
         """Forget everything: the address space is gone."""
+        for vma in self._vmas:
+            mm_list = vma.file.encl.mm_list
+            if self in mm_list:
+                mm_list.remove(self)
         self._vmas.clear()
         self._starts.clear()
         if self._uffd >= 0:
@@ -140,6 +164,8 @@ class EnclaveMap:
         if self._uffd >= 0:
             self._register(vma)
         self._replace(vma.start, vma.end, [vma])
+        if self not in vma.file.encl.mm_list:
+            vma.file.encl.mm_list.append(self)
 
     def remove(self, start: int, end: int) -> None:
         """Forget what lay in [start, end)."""
@@ -177,6 +203,48 @@ class EnclaveMap:
         if vma is None or not vma.prot:
             return None
         return vma.file.encl.translate(address)
+
+    # -- pages that go out and come in -------------------------------------------------------
+
+    def block(self, encl: "Encl", spans: list[tuple[int, int]]) -> bool:
+        """Take writing away from an enclave's pages, as driver's EnclMm port wants it.
+
+        A write that comes now stops its thread. Where no userfaultfd watches, the pages are out of
+        reach when this returns, and the caller may have been suspended.
+        """
+        unwatched = False
+        for start, end in spans:
+            for vma in self._vmas[self._span(start, end)]:
+                if vma.file.encl is not encl:
+                    continue
+                if vma.watched:
+                    low, high = max(vma.start, start), min(vma.end, end)
+                    self._write_protect(low, high, _PROTECT)
+                else:
+                    unwatched = True
+        return not unwatched or (self.revoke is not None and self.revoke(self, encl, spans))
+
+    def unblock(self, page: int) -> None:
+        """Allow writing to a page that has stayed, or come back."""
+        self._write_protect(page, page + n.PAGE_SIZE, 0)
+
+    def _write_protect(self, start: int, end: int, mode: int) -> None:
+        argument = _WRITEPROTECT.pack(start, end - start, mode)
+        # A part that another thread has just unmapped is of no concern.
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self._uffd, _UFFDIO_WRITEPROTECT, argument)
+
+    def place(self, address: int, data: "bytes | bytearray | memoryview") -> bool:
+        """Put a page that is absent into the enclave's memory and into this address space at once."""
+        if self._uffd < 0:
+            return False
+        _page[:] = data
+        try:
+            fcntl.ioctl(self._uffd, _UFFDIO_COPY, _COPY.pack(address, _page_at, n.PAGE_SIZE, 0, 0))
+        except OSError:
+            # Not watched, or unmapped by now; or somebody else's touch has made a page of zeros.
+            return False
+        return True
 
     # -- the protection in force --------------------------------------------------------------
 

@@ -117,6 +117,25 @@ class EnclaveTraps:
         else:
             deliver(tracee, signal, info)
 
+    @staticmethod
+    def on_missing(tracee: Tracee, address: int) -> bool:
+        """Handle a SIGBUS that is a page's which was evicted; tell whether. The registers are loaded."""
+        if not page_faults.missing(tracee, address):
+            return False
+        if not tracee.inside:
+            unforce(tracee, n.SIGBUS)
+        elif handler_of(tracee.process.actions.get(n.SIGBUS)) == SIG_IGN:
+            tracee.fault_reset |= bit(n.SIGBUS)
+        resume(tracee)
+        return True
+
+    @staticmethod
+    def bring_in_code(tracee: Tracee) -> None:
+        """Bring in the page of the instruction that a thread inside stands at, which is to be read."""
+        rip = tracee.regs.rip
+        for address in {rip & _PAGE_MASK, (rip + LONGEST - 1) & _PAGE_MASK}:
+            page_faults.brought_in(tracee, address)
+
     def on_system_call(self, tracee: Tracee) -> None:
         """Handle a system call made inside: SYSCALL and INT 80H are #UD there (SDM 38.6.1).
 
@@ -161,6 +180,10 @@ class EnclaveTraps:
                 raise Fault.gp(f"the enclave went on at {regs.rip:#x} without EEXIT")
             enclu(self._cpu, lp, regs)
         except Fault as fault:
+            if fault.address is not None and page_faults.brought_in(tracee, fault.address):
+                # A page fault to the processor, and nothing to the program: the leaf is executed again.
+                self._again(tracee, signal, was_inside)
+                return
             self._observer.leaf(tracee, leaf, tcs, fault)
             if was_inside:
                 self._fault_inside(tracee, fault)
@@ -184,6 +207,14 @@ class EnclaveTraps:
         if handler_of(tracee.process.actions.get(signal)) == SIG_IGN:
             tracee.fault_reset |= bit(signal)
         self._left(tracee)
+        resume(tracee)
+
+    def _again(self, tracee: Tracee, signal: int, was_inside: bool) -> None:
+        if not was_inside:
+            unforce(tracee, signal)
+        elif handler_of(tracee.process.actions.get(signal)) == SIG_IGN:
+            tracee.fault_reset |= bit(signal)
+        tracee.trapped = True
         resume(tracee)
 
     def _logical_processor(self, tracee: Tracee) -> LogicalProcessor:

@@ -73,6 +73,10 @@ class Machine:
         self.keeper.close()
         self._platform.close()
 
+    def reclaim(self) -> bool:
+        """Do a batch of ksgxd's work if there is any; tell whether there is more."""
+        return self._platform.driver.reclaimer.background()
+
     def open_node(self, tracee: "Tracee", node: str, flags: int) -> int:
         """Open a device node for a program; give our descriptor of the file."""
         # What the program has closed by now has no descriptors of ours any more.

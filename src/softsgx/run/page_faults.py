@@ -8,6 +8,9 @@ Sources: SDM volume 3, 36.3 and 38.5; arch/x86/mm/fault.c; arch/x86/kernel/cpu/s
 """
 
 from softsgx.arch.exceptions import PFEC_I, PFEC_P, PFEC_SGX, PFEC_U, PFEC_W
+from softsgx.arch.secinfo import PT_TCS
+from softsgx.driver.reclaim import EpcExhausted
+from softsgx.driver.vma import PROT_RWX
 from softsgx.run import numbers as n
 from softsgx.run.elrange_map import too_many_runs
 from softsgx.run.tracee import Refused, Tracee
@@ -15,6 +18,62 @@ from softsgx.run.tracee import Refused, Tracee
 SEGV_ACCERR = 2
 BUS_ADRERR = 2
 _TOLD = {n.PROT_WRITE: PFEC_W, n.PROT_EXEC: PFEC_I}
+
+
+# Of a pagemap entry's last byte: present, and write-protected by a userfaultfd.
+_PRESENT = 1 << 63 - 56
+_UFFD_WP = 1 << 57 - 56
+
+
+def brought_in(tracee: Tracee, address: int) -> bool:
+    """Bring in a page that was evicted; tell whether the access is to be made again.
+
+    It is also made again where no EPC page is free now (VM_FAULT_NOPAGE). False for any page that
+    is not evicted, or that the store or its MAC keeps: that is for the program to hear.
+    """
+    enclaves = tracee.mm.enclaves
+    vma = enclaves.find(address) if enclaves is not None else None
+    if enclaves is None or vma is None or not vma.prot:
+        return False
+    encl = vma.file.encl
+    page = address & -n.PAGE_SIZE
+    encl.touched(page)
+    if not encl.created or not encl.is_evicted(encl.index(page)):
+        return False
+    elrange = vma.file.elrange
+    elrange.place = enclaves.place if vma.watched else None
+    try:
+        return encl.load_page_in_vma(page, vma.prot) is None
+    except EpcExhausted:
+        return True
+    finally:
+        elrange.place = None
+
+
+def missing(tracee: Tracee, address: int) -> bool:
+    """Tell whether a SIGBUS is nobody's: the page was evicted, or was on its way out, and is there again."""
+    enclaves = tracee.mm.enclaves
+    vma = enclaves.find(address) if enclaves is not None else None
+    if enclaves is None or vma is None:
+        return False
+    if brought_in(tracee, address):
+        return True
+    page = address & -n.PAGE_SIZE
+    run = vma.file.encl.page_array.find(page // n.PAGE_SIZE)
+    if (
+        run is None
+        or run.type == PT_TCS
+        or vma.prot & PROT_RWX & ~run.vm_max_prot
+        or vma.file.encl.translate(page) is None
+    ):
+        return False
+    entry = tracee.mm.pagemap(page // n.PAGE_SIZE * 8, 8)
+    state = entry[7] if len(entry) == 8 else _UFFD_WP
+    if state & _UFFD_WP:
+        enclaves.unblock(page)
+        return True
+    # Another thread has had it brought in since this one has faulted.
+    return not state & _PRESENT
 
 
 def passed_over(tracee: Tracee, code: int, address: int) -> bool:
@@ -28,6 +87,7 @@ def passed_over(tracee: Tracee, code: int, address: int) -> bool:
     if enclaves is None or vma is None or code != SEGV_ACCERR:
         return False
     page = address & -n.PAGE_SIZE
+    brought_in(tracee, address)
     run = enclaves.unsettled(page, page + n.PAGE_SIZE)
     if run is not None and run[2]:
         with tracee.injecting() as injector:

@@ -120,6 +120,8 @@ class Supervisor:
         try:
             while self._tracees:
                 waited = self._reap(waiter)
+                if not waited and self._machine is not None:
+                    waited = self._machine.reclaim()
                 if not waited:
                     self._job.stop_with_program()
                 for fd in waiter.ready(not waited):

@@ -94,6 +94,11 @@ class Traps:
 
     def _on_fault(self, tracee: Tracee, signal: int, code: int, address: int) -> None:
         regs = tracee.load_regs()
+        if tracee.mm.enclaves is not None:
+            if signal == n.SIGBUS and self._enclaves().on_missing(tracee, address):
+                return
+            if tracee.inside:
+                self._enclaves().bring_in_code(tracee)
         # A page fault at RIP itself is a fetch that failed: no instruction was there to execute.
         if signal == n.SIGILL or (signal == n.SIGSEGV and address != regs.rip):
             head = tracee.mm.read(regs.rip, 3)

@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The EPC under pressure: who gives way, how pages go out and come back (kernel: main.c, encl.c).
+
+Owns the order in which pages give way, and the batch that is on its way out.  Used by the driver's thread
+only.  ``block`` of an address space may suspend the caller where the host has no userfaultfd: what was
+chosen before is looked at again after it.
+
+As in mainline pages go out in batches of 16, their places in the store pinned before EBLOCK, the SECS when
+its last child is out.  Unlike mainline a batch that cannot be stored comes back, for what EWB has sealed is
+still in memory: nothing is lost, and no enclave dies of a full disk.
+"""
+
+import errno
+from typing import TYPE_CHECKING
+
+from softsgx.arch.secinfo import PAGE_SIZE, VA_SLOTS
+from softsgx.cpu.epc import Epc, PageIndex
+from softsgx.cpu.paging import eblock, eldu_page, etrack, ewb_pages, held, tlb_shootdown
+from softsgx.driver.backing import BackingFault
+from softsgx.driver.page_array import neighbours
+from softsgx.errors import DriverError, Fault
+
+if TYPE_CHECKING:
+    from softsgx.cpu.processor import Processor
+    from softsgx.driver.encl import Encl
+    from softsgx.driver.epc_allocator import EpcAllocator
+    from softsgx.driver.policy import Policy
+
+# SGX_NR_TO_SCAN, SGX_NR_LOW_PAGES, SGX_NR_HIGH_PAGES.
+NR_TO_SCAN = 16
+NR_LOW_PAGES = 32
+NR_HIGH_PAGES = 64
+
+
+class EpcExhausted(Exception):
+    """No EPC page can be had now: nothing gives way (kernel: -EBUSY, the fault is taken again)."""
+
+
+class Reclaimer:
+    """Makes room in the EPC of one driver.
+
+    ``policy`` is the order of the pages that may be evicted; it may be exchanged while it is empty.
+    """
+
+    def __init__(self, cpu: "Processor", allocator: "EpcAllocator", policy: "Policy") -> None:
+        self.cpu = cpu
+        self.allocator = allocator
+        self.policy = policy
+        # A small EPC keeps no more than an eighth and a quarter free.
+        self.low = min(NR_LOW_PAGES, allocator.total // 8)
+        self.high = min(NR_HIGH_PAGES, allocator.total // 4)
+        self._encls: dict[int, Encl] = {}
+        # Enclaves that die rather than be swapped, the one with the oldest page first.
+        self._killable: dict[Encl, None] = {}
+        self._woken = False
+        self._serial = 0
+
+    # -- what there is ----------------------------------------------------------------------------
+
+    def created(self, encl: "Encl", secs: PageIndex) -> None:
+        """Enter an enclave by its SECS."""
+        self._serial += 1
+        encl.serial = self._serial << 52
+        self._encls[secs] = encl
+
+    def added(self, encl: "Encl", pages: range) -> None:
+        """Enter pages that EADD has made."""
+        if encl.backing.kills:
+            self._killable.setdefault(encl)
+        else:
+            self.policy.added(pages)
+
+    def removed(self, pages: range) -> None:
+        """Forget pages that are about to leave their enclave for good."""
+        self.policy.removed(pages)
+
+    def ended(self, encl: "Encl", secs: PageIndex | None) -> None:
+        """Forget an enclave whose pages are gone."""
+        self._killable.pop(encl, None)
+        if secs is not None:
+            self._encls.pop(secs, None)
+
+    # -- room -------------------------------------------------------------------------------------
+
+    def make_room(self, wanted: int, requester: "Encl") -> bool:
+        """Reclaim until so many pages are free; False if nothing more gives way.
+
+        Swappable pages go first.  Then an enclave that cannot be swapped is killed, the one with the
+        oldest page, but never the one for which the room is made.
+        """
+        free = self.allocator
+        while free.free_pages < wanted:
+            if self.reclaim_pages():
+                continue
+            victim = next(
+                (e for e in self._killable if e is not requester and not e.ioctl_in_flight), None
+            )
+            if victim is None:
+                return False
+            victim.kill("it has no backing, and another enclave needs the EPC")
+        if free.free_pages < self.low:
+            self._woken = True
+        return True
+
+    def background(self) -> bool:
+        """Do one batch of ksgxd's work if there is any; tell whether there is more.
+
+        It begins when an allocation has left fewer than ``low`` pages, and ends at ``high``.
+        """
+        if not self._woken:
+            return False
+        if self.allocator.free_pages >= self.high or not self._reclaim_batch():
+            self._woken = False
+        return self._woken
+
+    def allocated(self) -> None:
+        """Look at the watermark after an allocation."""
+        if self.allocator.free_pages < self.low:
+            self._woken = True
+
+    def reclaim_pages(self) -> int:
+        """Evict a batch, whichever pages give way; return how many EPC pages that has freed."""
+        for _ in range(len(self.policy) // NR_TO_SCAN + 1):
+            freed = self._reclaim_batch()
+            if freed:
+                return freed
+        return 0
+
+    def _reclaim_batch(self) -> int:
+        before = self.allocator.free_pages
+        for encl, pages in self._isolate().items():
+            try:
+                self._evict(encl, pages)
+            finally:
+                encl.reclaiming.clear()
+        return self.allocator.free_pages - before
+
+    def _isolate(self) -> "dict[Encl, list[int]]":
+        """Take a batch of victims off the policy's list, by enclave; those in use go back."""
+        cpu, epc = self.cpu, self.cpu.epc
+        chosen: dict[Encl, list[int]] = {}
+        in_use: list[int] = []
+        kept: dict[int, set[int]] = {}
+        for page in self.policy.victims(NR_TO_SCAN):
+            owner = epc.owners[page]
+            if page in epc.busy or owner in epc.busy:
+                in_use.append(page)
+                continue
+            if owner not in kept:
+                kept[owner] = held(cpu.enclaves[owner])
+            if epc.addresses[page] in kept[owner]:
+                in_use.append(page)
+            else:
+                chosen.setdefault(self._encls[owner], []).append(page)
+        self.policy.young(in_use)
+        return chosen
+
+    # -- out --------------------------------------------------------------------------------------
+
+    def _evict(self, encl: "Encl", pages: list[int]) -> None:
+        addresses = self.cpu.epc.addresses
+        # Neighbours in the enclave are neighbours in the store: one write, one hole.
+        pages.sort(key=addresses.__getitem__)
+        first = encl.base // PAGE_SIZE
+        index_of = {addresses[page] // PAGE_SIZE - first: page for page in pages}
+        pinned = set(encl.backing.pin(list(index_of)))
+        if len(pinned) < len(pages):
+            self._not_pinned(encl, [p for i, p in index_of.items() if i not in pinned])
+            if encl.dead:
+                return
+            pages = [page for index, page in index_of.items() if index in pinned]
+        pages = self._block(encl, pages)
+        if pages:
+            self._write_out(encl, pages)
+        secs = encl.secs_page
+        if (
+            not encl.dead
+            and encl.initialized
+            and secs is not None
+            and secs not in self.cpu.epc.busy
+            and not self.cpu.enclaves[secs].children
+            and encl.backing.pin([encl.secs_index])
+        ):
+            self._write_out(encl, [secs])
+
+    def _not_pinned(self, encl: "Encl", pages: list[int]) -> None:
+        encl.stats.backing_faults += len(pages)
+        if encl.events is not None:
+            address = self.cpu.epc.addresses[pages[0]]
+            encl.events.backing_fault(encl, address, "its place in the backing cannot be written")
+        if encl.backing.kill_on_error or encl.backing.gone:
+            encl.kill("its backing cannot be written")
+        else:
+            self.policy.young(pages)
+
+    def _block(self, encl: "Encl", pages: list[int]) -> list[int]:
+        """Take the pages out of every address space, then EBLOCK them; return those that are blocked."""
+        cpu, epc = self.cpu, self.cpu.epc
+        secs = encl.created_secs()
+        owners, addresses = epc.owners, epc.addresses
+        encl.reclaiming.update(addresses[page] for page in pages)
+        spans = [
+            (start * PAGE_SIZE, (start + count) * PAGE_SIZE)
+            for start, count in neighbours(addresses[page] // PAGE_SIZE for page in pages)
+        ]
+        for mm in list(encl.mm_list):
+            if not mm.block(encl, spans):
+                self.policy.young(page for page in pages if owners[page] == secs)
+                return []
+        # The caller may have been suspended: a page that was touched meanwhile is young, and one that
+        # is gone is nobody's victim any more.
+        if encl.dead or encl.secs_page != secs:
+            return []
+        kept = held(cpu.enclaves[secs])
+        blocked, young = [], []
+        for page in pages:
+            if owners[page] != secs or addresses[page] not in encl.reclaiming:
+                if owners[page] == secs:
+                    young.append(page)
+            elif (
+                secs in epc.busy
+                or addresses[page] in kept
+                or eblock(cpu, Epc.address(PageIndex(page)))
+            ):
+                young.append(page)
+            else:
+                blocked.append(page)
+        self.policy.young(young)
+        # What was in the page tables is flushed by now, on every core.
+        tlb_shootdown(cpu.enclaves[secs])
+        if blocked:
+            etrack(cpu, Epc.address(secs))
+            tlb_shootdown(cpu.enclaves[secs])
+        return blocked
+
+    def _write_out(self, encl: "Encl", pages: list[int]) -> None:
+        """EWB pages and store them."""
+        secs = encl.secs_page
+        va = encl.va_pages
+        while pages:
+            number, slots = va.reserve(len(pages))
+            batch, pages = pages[: len(slots)], pages[len(slots) :]
+            code, done = ewb_pages(self.cpu, batch, va.pages[number], slots)
+            if code or len(done) < len(batch):
+                raise RuntimeError(f"EWB of {batch} returned {code.name} after {len(done)}")
+            evicted = [
+                (encl.secs_index if page == secs else encl.index(linaddr), contents, pcmd)
+                for page, (linaddr, contents, pcmd) in zip(batch, done, strict=True)
+            ]
+            stored = encl.backing.store(evicted)
+            for index, slot in zip((e[0] for e in evicted), slots, strict=True):
+                encl.set_evicted(index, number * VA_SLOTS + slot)
+            if batch == [secs]:
+                del self._encls[batch[0]]
+            if stored < len(batch):
+                self._take_back(encl, batch[stored:], evicted[stored:])
+                batch, evicted = batch[:stored], evicted[:stored]
+            for start, count in neighbours(sorted(batch)):
+                self.allocator.free(start, count)
+            self.policy.evicted(encl.serial | index for index, _, _ in evicted)
+            stats = encl.stats
+            stats.resident -= len(batch)
+            stats.evictions += len(batch)
+            stats.backing_bytes += len(batch) * (PAGE_SIZE + 128)
+            stats.backing_pages = encl.backing.pages_held
+            if encl.events is not None and batch:
+                encl.events.evicted(encl, len(batch))
+
+    def _take_back(
+        self, encl: "Encl", pages: list[int], evicted: list[tuple[int, bytes, bytes]]
+    ) -> None:
+        """ELDU what the store did not take, from memory, to the pages that it came from."""
+        encl.stats.backing_faults += len(pages)
+        if encl.events is not None:
+            address = encl.base + evicted[0][0] * PAGE_SIZE
+            encl.events.backing_fault(encl, address, "the backing did not take the page")
+        for page, (index, contents, pcmd) in zip(pages, evicted, strict=True):
+            code = self._eldu(encl, PageIndex(page), index, contents, pcmd)
+            if code:
+                raise RuntimeError(f"ELDU of what EWB has just sealed returned {code}")
+        self.policy.young(page for page in pages if page != encl.secs_page)
+        if encl.backing.kill_on_error or encl.backing.gone:
+            encl.kill("its backing cannot be written")
+
+    # -- in ---------------------------------------------------------------------------------------
+
+    def load(self, encl: "Encl", index: int) -> None:
+        """Bring a page back that was evicted, before it the SECS (sgx_encl_load_page).
+
+        DriverError if the store or the page's MAC fails: the page stays evicted, so that a store that is
+        mended makes it readable again.  EpcExhausted and BackingStalled: the fault is to be taken again.
+        """
+        pages_wanted = 1 if encl.secs_page is not None else 2
+        if self.allocator.free_pages < pages_wanted and not self.make_room(pages_wanted, encl):
+            raise EpcExhausted(f"no EPC page for page {index:#x}: nothing gives way")
+        if encl.secs_page is None and not encl.dead:
+            # What made room may have evicted it just now.
+            if self.allocator.free_pages < 2:
+                raise EpcExhausted("no EPC page for the SECS")
+            self._load(encl, encl.secs_index)
+        # While the room was made, somebody else may have loaded the page, or ended the enclave.
+        if encl.is_evicted(index):
+            if not self.allocator.free_pages:
+                raise EpcExhausted(f"no EPC page for page {index:#x}")
+            self._load(encl, index)
+        self.allocated()
+
+    def _load(self, encl: "Encl", index: int) -> None:
+        try:
+            contents, pcmd = encl.backing.load(index)
+        except BackingFault as fault:
+            self._load_failed(encl, index, str(fault))
+            raise DriverError(errno.EFAULT, str(fault)) from fault
+        page = PageIndex(self.allocator.allocate_page())
+        code = self._eldu(encl, page, index, contents, pcmd)
+        if code:
+            self.allocator.free(page)
+            reason = f"ELDU of page {index:#x} returned {code}: the store has not what was written"
+            self._load_failed(encl, index, reason)
+            raise DriverError(errno.EFAULT, reason)
+        encl.backing.discard(index)
+        stats = encl.stats
+        stats.resident += 1
+        stats.reloads += 1
+        stats.backing_bytes += PAGE_SIZE + 128
+        stats.backing_pages = encl.backing.pages_held
+        if index != encl.secs_index:
+            self.policy.loaded(page, encl.serial | index)
+        if encl.events is not None:
+            encl.events.reloaded(encl, encl.base + index * PAGE_SIZE)
+
+    def _load_failed(self, encl: "Encl", index: int, reason: str) -> None:
+        encl.stats.backing_faults += 1
+        if encl.events is not None:
+            encl.events.backing_fault(encl, encl.base + index * PAGE_SIZE, reason)
+        if encl.backing.gone:
+            encl.kill("its backing is gone")
+
+    def _eldu(self, encl: "Encl", page: PageIndex, index: int, contents: bytes, pcmd: bytes) -> str:
+        """ELDU to a free EPC page; the name of what it returned, or of its fault, "" if it is loaded."""
+        number, slot = divmod(encl.slot_of(index), VA_SLOTS)
+        is_secs = index == encl.secs_index
+        try:
+            code = eldu_page(
+                self.cpu,
+                page,
+                encl.va_pages.pages[number],
+                slot * 8,
+                None if is_secs else encl.secs_page,
+                0 if is_secs else encl.base + index * PAGE_SIZE,
+                contents,
+                pcmd,
+            )
+        except Fault as fault:
+            # A PCMD with reserved bits, or of another type of page.
+            return str(fault)
+        if code:
+            return code.name
+        encl.va_pages.give_back(number, slot)
+        encl.set_resident(index, page)
+        if is_secs:
+            self._encls[page] = encl
+        return ""
