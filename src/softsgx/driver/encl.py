@@ -55,7 +55,7 @@ ATTRIBUTES_UNPRIVILEGED = ATTRIBUTE_DEBUG | ATTRIBUTE_MODE64BIT | ATTRIBUTE_KSS
 
 # Pages that one EADD run takes at most: between runs, some 15 ms, a signal can end the call.
 _RUN_PAGES = 4096
-# For so many pages, and no more than a quarter of the EPC, room is made at a time.
+# For so many pages room is made at a time.
 _ROOM_PAGES = 512
 # Beyond this a file has no offsets (MAX_LFS_FILESIZE): shmem_file_setup refuses.
 _FILE_SIZE_MAX = (1 << 63) - 1
@@ -104,13 +104,14 @@ class Encl:
 
     # -- building ---------------------------------------------------------------------------
 
-    def create(self, secs: bytes) -> None:
+    def create(self, secs: bytes, task: "Task") -> None:
         """ECREATE from a SECS of 4096 bytes; DriverError leaves the enclave as it was."""
         fields = Secs.decode(secs)
         # ECREATE would see it too; here it keeps the backing's size from overflowing.
         if fields.size.bit_count() != 1:
             raise DriverError(errno.EINVAL, f"SECS.SIZE {fields.size:#x} is not a power of two")
-        if not self._reclaimer.make_room(2, self) and not self._allocator.free_pages:
+        self._make_room(task, 2, 2)
+        if not self._allocator.free_pages:
             raise self._exhausted("the first VA page")
         backing = fields.size + PAGE_SIZE
         if backing + (backing >> 5) > _FILE_SIZE_MAX:
@@ -158,8 +159,10 @@ class Encl:
         ``offset`` is in bytes from the base, ``count`` in pages.  Every page is added whole or not at
         all.  DriverError is about the first page, of which nothing is left.
         """
-        count = min(count, _RUN_PAGES)
-        self._make_room(count)
+        # So many are on their way in, and cannot give way to anybody.
+        count = min(count, _RUN_PAGES, max(self._allocator.total // 8, 1))
+        wanted = min(count, _ROOM_PAGES)
+        self._make_room(task, wanted + self._va_pages_wanted(wanted), 1 + self._va_pages_wanted(1))
         if self.dead:
             raise DriverError(errno.EIO, "the enclave was killed: its backing cannot be written")
         count = self._affordable(count)
@@ -235,13 +238,17 @@ class Encl:
 
     # -- EPC pages --------------------------------------------------------------------------
 
-    def _make_room(self, count: int) -> None:
-        """Reclaim for pages to be added, as far as that goes; at least for one, with its VA page."""
-        least = 1 + self._va_pages_wanted(1)
-        wanted = min(count, _ROOM_PAGES, self._allocator.total // 4)
-        if wanted + self._va_pages_wanted(wanted) > self._allocator.free_pages:
-            wanted = max(wanted, least)
-            self._reclaimer.make_room(wanted + self._va_pages_wanted(wanted), self)
+    def _make_room(self, task: "Task", wanted: int, least: int) -> None:
+        """Reclaim until ``wanted`` EPC pages are free, or at least ``least``, as far as that goes.
+
+        What is on its way in elsewhere does not give way: the caller waits for that.
+        """
+        make_room = self._reclaimer.make_room
+        while not make_room(wanted, self) and self._allocator.free_pages < least:
+            if task.signal_pending():
+                raise DriverError(errno.EINTR, "a signal came before an EPC page was free")
+            if not self._reclaimer.transient(self) or not task.pause():
+                break
 
     def _affordable(self, count: int) -> int:
         """Return how many pages, at most ``count``, the free EPC holds together with their VA pages."""

@@ -88,7 +88,7 @@ def sgx_ioc_enclave_create(encl: "Encl", arg: int, task: "Task") -> None:
     if encl.created:
         raise DriverError(errno.EINVAL, "the enclave is created already")
     create = EnclaveCreate.decode(_copy_from_user(task, arg, EnclaveCreate.SIZE, "the argument"))
-    encl.create(_copy_from_user(task, create.src, Secs.SIZE, "the SECS"))
+    encl.create(_copy_from_user(task, create.src, Secs.SIZE, "the SECS"), task)
 
 
 def sgx_ioc_enclave_add_pages(encl: "Encl", arg: int, task: "Task") -> None:

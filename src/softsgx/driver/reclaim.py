@@ -102,6 +102,10 @@ class Reclaimer:
             self._woken = True
         return True
 
+    def transient(self, requester: "Encl") -> bool:
+        """Tell whether somebody else's ioctl holds what might give way when it has ended."""
+        return any(e.ioctl_in_flight for e in self._encls.values() if e is not requester)
+
     def background(self) -> bool:
         """Do one batch of ksgxd's work if there is any; tell whether there is more.
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Task(Protocol):
-    """The calling thread.  Only what goes through ``memory`` may suspend the caller."""
+    """The calling thread.  Only ``pause`` and what goes through ``memory`` may suspend the caller."""
 
     @property
     def memory(self) -> Memory:
@@ -37,6 +37,10 @@ class Task(Protocol):
     def signal_pending(self) -> bool:
         """Tell whether a signal waits for the caller, so that a long call should return."""
         ...
+
+    def pause(self) -> bool:
+        """Let other callers go on, for what this one waits for is theirs; False if there are none."""
+        return False
 
     def file(self, fd: int) -> "EnclaveFile | ProvisionFile | None":
         """Return what the caller's descriptor refers to, None for a bad one or for another kind of file."""

@@ -131,6 +131,11 @@ class ProgramTask:
         low, high, _ = self._vma(address)
         return high if low <= address < high else address + _PAGE
 
+    def pause(self) -> bool:
+        """Give the other threads of the run a turn."""
+        self._tracee.pause()
+        return True
+
     def signal_pending(self) -> bool:
         """Tell whether a signal waits that the thread does not block."""
         if not ptrace.any_pending(self._tracee.tid):

@@ -57,6 +57,7 @@ def missing(tracee: Tracee, address: int) -> bool:
     if enclaves is None or vma is None:
         return False
     if brought_in(tracee, address):
+        tracee.retried = (0, 0)
         return True
     page = address & -n.PAGE_SIZE
     run = vma.file.encl.page_array.find(page // n.PAGE_SIZE)
@@ -70,10 +71,14 @@ def missing(tracee: Tracee, address: int) -> bool:
     entry = tracee.mm.pagemap(page // n.PAGE_SIZE * 8, 8)
     state = entry[7] if len(entry) == 8 else _UFFD_WP
     if state & _UFFD_WP:
+        tracee.retried = (0, 0)
         enclaves.unblock(page)
         return True
-    # Another thread has had it brought in since this one has faulted.
-    return not state & _PRESENT
+    # Another thread has had it brought in since this one has faulted. Where it is present and stays so,
+    # the fault is of another kind.
+    again = tracee.regs.rip, address
+    before, tracee.retried = tracee.retried, again
+    return not state & _PRESENT or before != again
 
 
 def passed_over(tracee: Tracee, code: int, address: int) -> bool:

@@ -144,8 +144,8 @@ class Supervisor:
 
     def _reap(self, waiter: Waiter) -> bool:
         """Handle waiting stops; tell whether there may be more."""
-        while self._ready:
-            tid, status = self._ready.pop()
+        ready, self._ready[:] = self._ready[:], []
+        for tid, status in ready:
             if tid in self._tracees:
                 self._tracees[tid].greenlet.switch(status)
         trapped = False
@@ -156,7 +156,7 @@ class Supervisor:
                 self._tracees.clear()
                 return True
             if not pid:
-                return trapped or not self._tracees
+                return trapped or not self._tracees or bool(self._ready)
             tracee = self._tracees.get(pid)
             trapped = False
             if tracee is not None:
@@ -164,6 +164,7 @@ class Supervisor:
                 tracee.greenlet.switch(status)
                 trapped = tracee.trapped
                 if self._ready:
+                    # A new thread's first stop; or who pauses, which is no reason to look no further.
                     return True
             elif pid in self._forgotten:
                 self._forgotten.discard(pid)
@@ -216,7 +217,7 @@ class Supervisor:
     # -- the life of a thread -----------------------------------------------------------------
 
     def _enter(self, tid: int, process: Process) -> Tracee:
-        tracee = Tracee(tid, process, self._life, self._hub)
+        tracee = Tracee(tid, process, self._life, self._hub, self._ready)
         self._tracees[tid] = tracee
         if process.threads == 1:
             self._observer.processes += 1

@@ -36,6 +36,8 @@ _SA_NODEFER = 0x40000000
 _SYSCALL_STOP = n.SIGTRAP | 0x80
 # What an injected open asks for; the supervisor answers it with the descriptor that is lent.
 LENT_PATH = "/softsgx/lent"
+# The wait status of a pause, which no stop has.
+WAKE = 0x7F7F
 NO_SYSCALL = 0xFFFFFFFFFFFFFFFF
 _ALL_SIGNALS = 0xFFFFFFFFFFFFFFFF
 _PR_GET_DUMPABLE = 3
@@ -278,6 +280,7 @@ class Tracee:
         process: Process,
         life: "Callable[[Tracee, int], None]",
         hub: greenlet,
+        ready: list[tuple[int, int]] | None = None,
     ) -> None:
         self.tid = tid
         self.process = process
@@ -304,6 +307,8 @@ class Tracee:
         self.status = 0
         # A thread is often met first in another one's greenlet, which must not be its parent.
         self._hub = hub
+        self._ready = ready if ready is not None else []
+        self._pausing = False
         self.greenlet = greenlet(lambda status: life(self, status), hub)
 
     @property
@@ -328,6 +333,9 @@ class Tracee:
     def wait(self) -> int:
         """Wait for the thread's next stop or its end; give the wait status."""
         status: int = self._hub.switch()
+        while status == WAKE and not self._pausing:
+            # Asked for by who had this id before.
+            status = self._hub.switch()
         self.status = status
         if not os.WIFSTOPPED(status):
             self.ended = True
@@ -337,6 +345,15 @@ class Tracee:
             self.replaced = not self.ended
             raise TraceeGone
         return status
+
+    def pause(self) -> None:
+        """Give the others a turn while the thread stands at its stop."""
+        self._ready.append((self.tid, WAKE))
+        self.borrowing = self._pausing = True
+        try:
+            self.wait()
+        finally:
+            self.borrowing = self._pausing = False
 
     def load_regs(self) -> UserRegs:
         """Read the registers at a stop."""
