@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 # Eight times the EPC.
 HEAP = 4 << 20
 EPC = "512K"
+USERFAULTFD = 323
 
 
 def pressure(softsgx: "Harness", what: str, heap: int = HEAP) -> list[str]:
@@ -18,16 +19,26 @@ def pressure(softsgx: "Harness", what: str, heap: int = HEAP) -> list[str]:
     return [str(word) for word in (program, *softsgx.enclave(heap=heap), heap, what)]
 
 
+@pytest.fixture(params=["userfaultfd", "without userfaultfd"])
+def before(request: pytest.FixtureRequest, softsgx: "Harness") -> list[str]:
+    """Give the words before a command that make its pages come and go the one way or the other."""
+    return [] if request.param == "userfaultfd" else softsgx.refusing("1", [USERFAULTFD])
+
+
 @pytest.mark.parametrize("what", ["walk", "sort", "threads", "fork"])
-def test_an_enclave_of_eight_times_the_epc(softsgx: "Harness", what: str) -> None:
-    ended = softsgx.run(*pressure(softsgx, what), options=("--epc", EPC))
+def test_an_enclave_of_eight_times_the_epc(
+    softsgx: "Harness", what: str, before: list[str]
+) -> None:
+    command = softsgx.command(*pressure(softsgx, what), options=("--epc", EPC))
+    ended = softsgx.complete([*before, *command])
     assert ended.status == 0, ended.out + ended.err
     assert ended.err == ""
 
 
-def test_processes_that_compete_for_the_epc(softsgx: "Harness") -> None:
+def test_processes_that_compete_for_the_epc(softsgx: "Harness", before: list[str]) -> None:
     calls = [" ".join(pressure(softsgx, what)) for what in ("walk", "threads", "fork")]
     script = " & ".join(calls) + " & wait"
-    ended = softsgx.run("sh", "-c", script, options=("--epc", EPC))
+    command = softsgx.command("sh", "-c", script, options=("--epc", EPC))
+    ended = softsgx.complete([*before, *command])
     assert ended.out.count("finished") == 3, ended.out + ended.err
     assert ended.err == ""

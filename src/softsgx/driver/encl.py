@@ -347,9 +347,10 @@ class Encl:
         """
         first, last = start // PAGE_SIZE, -(-end // PAGE_SIZE)
         return [
-            (max(run.first, first) * PAGE_SIZE, min(run.end, last) * PAGE_SIZE)
+            (low * PAGE_SIZE, high * PAGE_SIZE)
             for run in self.page_array.overlapping(first, last)
             if run.type != PT_TCS and not prot & PROT_RWX & ~run.vm_max_prot
+            for low, high in run.resident(first, last, self.reclaiming)
         ]
 
     # -- paging -----------------------------------------------------------------------------

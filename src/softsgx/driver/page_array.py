@@ -10,7 +10,14 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
-from softsgx.arch.secinfo import PT_TCS, SECINFO_PAGE_TYPE_SHIFT, SECINFO_R, SECINFO_W, SECINFO_X
+from softsgx.arch.secinfo import (
+    PAGE_SIZE,
+    PT_TCS,
+    SECINFO_PAGE_TYPE_SHIFT,
+    SECINFO_R,
+    SECINFO_W,
+    SECINFO_X,
+)
 from softsgx.driver.vma import PROT_EXEC, PROT_READ, PROT_WRITE
 
 
@@ -41,6 +48,18 @@ class PageRun:
         self.epc = epc
         self.vm_max_prot = vm_max_prot
         self.type = page_type
+
+    def resident(self, first: int, end: int, leaving: set[int]) -> Iterator[tuple[int, int]]:
+        """Give the parts of [first, end) that are in the EPC to stay; ``leaving`` are addresses."""
+        start = -1
+        for page in range(max(first, self.first), min(end, self.end)):
+            if self.epc[page - self.first] >= 0 and page * PAGE_SIZE not in leaving:
+                start = page if start < 0 else start
+            elif start >= 0:
+                yield start, page
+                start = -1
+        if start >= 0:
+            yield start, min(end, self.end)
 
 
 class PageArray:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from softsgx.run.keeper import Keeper
     from softsgx.run.observe import Observer
     from softsgx.run.records import RecordTable
+    from softsgx.run.revoke import Revoker
 
 _SECCOMP_SET_MODE_FILTER = 1
 _SECCOMP_FILTER_FLAG_TSYNC = 1
@@ -54,11 +55,13 @@ class DeviceCalls:
         keeper: "Keeper",
         records: "RecordTable",
         observer: "Observer",
+        revoker: "Revoker",
     ) -> None:
         self._files = files
         self._keeper = keeper
         self._records = records
         self._observer = observer
+        self._revoker = revoker
         self._filter = bpf.second_filter()
         self._stat = NodeStat()
         # Processes whose threads cannot share the second filter, and the threads that have it.
@@ -223,7 +226,7 @@ class DeviceCalls:
         """Enter a new mapping; an errno where it cannot have its protection, and is gone again."""
         mm = tracee.mm
         if mm.enclaves is None:
-            mm.enclaves = EnclaveMap()
+            mm.enclaves = EnclaveMap(self._revoker)
         enclaves = mm.enclaves
         enclaves.add(vma)
         with tracee.injecting() as injector:

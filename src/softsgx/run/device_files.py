@@ -10,6 +10,7 @@ import struct
 
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
+from softsgx.run.revoke import pause
 from softsgx.run.tracee import Tracee
 from softsgx.run.user_memory import ProgramMemory
 
@@ -133,7 +134,7 @@ class ProgramTask:
 
     def pause(self) -> bool:
         """Give the other threads of the run a turn."""
-        self._tracee.pause()
+        pause(self._tracee)
         return True
 
     def signal_pending(self) -> bool:

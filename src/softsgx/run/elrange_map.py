@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from softsgx.driver.encl import Encl
     from softsgx.run.tracee import Injector, Tracee
 
+    Revoke = Callable[["EnclaveMap", "Encl", list[tuple[int, int]]], bool]
+
 USER_MODE_ONLY = 1
 _UFFDIO_API = 0xC018AA3F
 _UFFDIO_REGISTER = 0xC020AA00
@@ -101,13 +103,14 @@ class EnclaveVma:
 class EnclaveMap:
     """All enclave VMAs of an address space, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, revoke: "Revoke | None" = None) -> None:
         self._vmas: list[EnclaveVma] = []
         self._starts: list[int] = []
         self._uffd = -1
         self.refused = False  # a userfaultfd cannot be had
-        # Changes mappings that no userfaultfd watches, by one of the threads; None before there is one.
-        self.revoke: Callable[[EnclaveMap, Encl, list[tuple[int, int]]], bool] | None = None
+        self.changing = 0  # so many changes are on their way: a fault may be due to one of them
+        # Changes mappings that no userfaultfd watches, by one of the threads.
+        self._revoke = revoke
 
     def __len__(self) -> int:
         return len(self._vmas)
@@ -188,7 +191,7 @@ class EnclaveMap:
 
     def fork(self) -> "EnclaveMap":
         """Give the child's map, not watched yet."""
-        child = EnclaveMap()
+        child = EnclaveMap(self._revoke)
         child.refused = self.refused
         for vma in self._vmas:
             if not vma.dontfork:
@@ -222,7 +225,7 @@ class EnclaveMap:
                     self._write_protect(low, high, _PROTECT)
                 else:
                     unwatched = True
-        return not unwatched or (self.revoke is not None and self.revoke(self, encl, spans))
+        return not unwatched or (self._revoke is not None and self._revoke(self, encl, spans))
 
     def unblock(self, page: int) -> None:
         """Allow writing to a page that has stayed, or come back."""
@@ -287,15 +290,19 @@ class EnclaveMap:
 
         Each run is looked for anew: meanwhile another thread may have changed the mappings.
         """
-        while (run := self.unsettled(start, end)) is not None:
-            low, high, prot = run
-            result = injector.call(n.SYS_MPROTECT, low, high - low, prot)
-            if not failed(result):
-                self._set_in_force(low, high, prot)
-            elif self.unsettled(low, high) == run:
-                return failed(result)
-            start = low
-        return 0
+        self.changing += 1
+        try:
+            while (run := self.unsettled(start, end)) is not None:
+                low, high, prot = run
+                result = injector.call(n.SYS_MPROTECT, low, high - low, prot)
+                if not failed(result):
+                    self._set_in_force(low, high, prot)
+                elif self.unsettled(low, high) == run:
+                    return failed(result)
+                start = low
+            return 0
+        finally:
+            self.changing -= 1
 
     def _set_in_force(self, start: int, end: int, prot: int) -> None:
         pieces = self.overlapping(start, end)

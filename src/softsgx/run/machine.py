@@ -18,6 +18,7 @@ from softsgx.run.device_files import DeviceFiles
 from softsgx.run.enclave_traps import EnclaveTraps
 from softsgx.run.keeper import Keeper
 from softsgx.run.records import RecordTable
+from softsgx.run.revoke import Revoker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ class Machine:
         platform.processor.tcs_records = self._records.tcs
         self.keeper = Keeper()
         self.files = DeviceFiles()
-        self.device = DeviceCalls(self.files, self.keeper, self._records, observer)
+        self.device = DeviceCalls(
+            self.files, self.keeper, self._records, observer, Revoker(tracees)
+        )
         self.traps = EnclaveTraps(platform.processor, observer, self._records, xcr0)
 
     def close(self) -> None:

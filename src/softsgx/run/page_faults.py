@@ -76,9 +76,9 @@ def missing(tracee: Tracee, address: int) -> bool:
         return True
     # Another thread has had it brought in since this one has faulted. Where it is present and stays so,
     # the fault is of another kind.
-    again = tracee.regs.rip, address
-    before, tracee.retried = tracee.retried, again
-    return not state & _PRESENT or before != again
+    now = tracee.regs.rip, address
+    before, tracee.retried = tracee.retried, now
+    return not state & _PRESENT or before != now
 
 
 def passed_over(tracee: Tracee, code: int, address: int) -> bool:
@@ -92,19 +92,22 @@ def passed_over(tracee: Tracee, code: int, address: int) -> bool:
     if enclaves is None or vma is None or code != SEGV_ACCERR:
         return False
     page = address & -n.PAGE_SIZE
-    brought_in(tracee, address)
+    again = brought_in(tracee, address)
     run = enclaves.unsettled(page, page + n.PAGE_SIZE)
     if run is not None and run[2]:
         with tracee.injecting() as injector:
             if enclaves.settle(injector, vma.start, vma.end):
                 raise Refused(too_many_runs(tracee))
+        again = True
+    if again or enclaves.changing:
+        tracee.retried = (0, 0)
         return True
     # Once only: what an instruction wants is not always found by decoding it.
     if not _allows(vma.in_force, _access(tracee, address)):
         return False
-    again = tracee.regs.rip, address
-    before, tracee.retried = tracee.retried, again
-    return before != again
+    now = tracee.regs.rip, address
+    before, tracee.retried = tracee.retried, now
+    return before != now
 
 
 def out_of_reach(tracee: Tracee, code: int, address: int) -> bool:

@@ -302,6 +302,9 @@ class Supervisor:
         elif number in GROUP_STOPS:
             if self._stands_for_first(tracee):
                 self._job.on_program_stop(number)
+            revocations, tracee.revocations = tracee.revocations, []
+            for revocation in revocations:
+                revocation.refuse()
             ptrace.listen(tracee.tid)
         else:
             self._on_first_stop(tracee)
@@ -429,6 +432,11 @@ class Supervisor:
         if tracee.must_filter:
             tracee.must_filter = False
             self._sgx.device.watch_mappings(tracee)
+            return
+        if tracee.revocations:
+            from softsgx.run import revoke  # noqa: PLC0415  # loaded with the first enclave
+
+            revoke.carry_out(tracee)
             return
         if tracee.must_open or tracee.must_watch:
             # A forked child: its mappings must be watched before it runs.

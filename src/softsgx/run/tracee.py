@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from softsgx.cpu.processor import LogicalProcessor
     from softsgx.run.elrange_map import EnclaveMap
+    from softsgx.run.revoke import Revocation
 
 GROUP_STOPS = (n.SIGSTOP, 20, 21, 22)  # SIGTSTP, SIGTTIN, SIGTTOU
 SCRATCH_SLOT = 512
@@ -294,6 +295,7 @@ class Tracee:
         self.must_filter = False  # at its next stop the second filter goes in
         self.must_open = False  # at its first stop its memory must be opened
         self.must_watch = False  # at its first stop its mappings must be watched
+        self.revocations: list[Revocation] = []  # at its next stop mappings must change
         self.held: list[tuple[int, bytes]] = []  # signals that it blocks, sent while it was inside
         self.record_slot = -1
         self.watched: object = None  # the enclave whose CPUID instructions stop the thread

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking pages out of an address space that no userfaultfd watches: an mprotect by one of its threads.
+
+Owns nothing. Any thread of the address space will do: the caller, which stands at a stop, or all
+others are interrupted and the first that stops carries it out, while the caller gives the rest of the
+run its turns. Whoever waits so does what others ask of it meanwhile. That is the slower way; where userfaultfd works nothing of it is needed.
+"""
+
+from time import monotonic
+
+from greenlet import getcurrent
+
+from softsgx.run import ptrace
+from softsgx.run.ptrace import TraceeGone
+from softsgx.run.tracee import NO_SYSCALL, Injector, Tracee
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from softsgx.driver.encl import Encl
+    from softsgx.run.elrange_map import EnclaveMap
+
+# Seconds that the caller waits for a thread of another address space.
+_PATIENCE = 0.2
+_SYSCALL_LENGTH = 2
+_SYS_RESTART_SYSCALL = 219
+# include/linux/errno.h: ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND; ERESTART_RESTARTBLOCK.
+_RESTARTED = (512, 513, 514)
+_RESTART_BLOCK = 516
+
+
+class Revocation:
+    """What one thread of an address space is to do; ``done`` when one has, or nobody is left to."""
+
+    __slots__ = ("_enclaves", "_spans", "done", "refused")
+
+    def __init__(self, enclaves: "EnclaveMap", spans: list[tuple[int, int]]) -> None:
+        self._enclaves = enclaves
+        self._spans = spans
+        self.done = False
+        self.refused = False
+
+    def carry_out(self, injector: Injector) -> None:
+        """Put in force what is due."""
+        for start, end in self._spans:
+            if self._enclaves.settle(injector, start, end):
+                self.refused = True
+        self.done = True
+
+    def refuse(self) -> None:
+        """Hear that the address space is stopped, and nobody can do it now."""
+        self.refused = self.done = True
+
+
+class Revoker:
+    """Carries out revocations; ``tracees`` is the supervisor's own table."""
+
+    def __init__(self, tracees: "dict[int, Tracee]") -> None:
+        self._tracees = tracees
+
+    def __call__(self, enclaves: "EnclaveMap", _encl: "Encl", spans: list[tuple[int, int]]) -> bool:
+        """Take what is due out of reach; False if that cannot be done now. Suspends the caller."""
+        current = getcurrent()
+        caller = next((t for t in self._tracees.values() if t.greenlet is current), None)
+        revocation = Revocation(enclaves, spans)
+        if caller is None:
+            # The supervisor itself, which never waits for a program.
+            return False
+        if caller.mm.enclaves is enclaves:
+            with caller.injecting() as injector:
+                revocation.carry_out(injector)
+            caller.borrowed = True
+            return not revocation.refused
+        for tracee in self._threads_of(enclaves):
+            tracee.revocations.append(revocation)
+            try:
+                ptrace.interrupt(tracee.tid)
+            except TraceeGone:
+                continue
+        # A thread that stands still in user memory, which may be a slow server's, cannot do it.
+        late = monotonic() + _PATIENCE
+        while not revocation.done and self._threads_of(enclaves):
+            if monotonic() > late:
+                return False
+            pause(caller)
+        return not revocation.refused
+
+    def _threads_of(self, enclaves: "EnclaveMap") -> list[Tracee]:
+        return [t for t in self._tracees.values() if t.mm.enclaves is enclaves and not t.ended]
+
+
+def pause(tracee: Tracee) -> None:
+    """Give the others a turn, and do for them what they wait for."""
+    tracee.pause()
+    if tracee.revocations:
+        _do(tracee)
+        tracee.borrowed = True
+
+
+def _do(tracee: Tracee) -> None:
+    revocations, tracee.revocations = tracee.revocations, []
+    with tracee.injecting() as injector:
+        for revocation in revocations:
+            if not revocation.done:
+                revocation.carry_out(injector)
+
+
+def carry_out(tracee: Tracee) -> None:
+    """Do what is asked of an interrupted thread, and let it go on as if it had not been interrupted."""
+    regs = tracee.load_regs()
+    _do(tracee)
+    # The kernel would have restarted the call that was interrupted where the thread goes back to user
+    # mode (arch/x86/kernel/signal.c); from the stop where an injected call ends it does not.
+    if regs.orig_rax != NO_SYSCALL:
+        code = -regs.rax & NO_SYSCALL
+        if code in _RESTARTED or code == _RESTART_BLOCK:
+            regs.rax = _SYS_RESTART_SYSCALL if code == _RESTART_BLOCK else regs.orig_rax
+            regs.rip -= _SYSCALL_LENGTH
+        regs.orig_rax = NO_SYSCALL
+    tracee.store_regs()
+    tracee.go_on()
