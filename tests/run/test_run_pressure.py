@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 # Eight times the EPC.
 HEAP = 4 << 20
+# Of those that compete: together six times.
+SHARED_HEAP = 1 << 20
 EPC = "512K"
 USERFAULTFD = 323
 
@@ -36,7 +38,7 @@ def test_an_enclave_of_eight_times_the_epc(
 
 
 def test_processes_that_compete_for_the_epc(softsgx: "Harness", before: list[str]) -> None:
-    calls = [" ".join(pressure(softsgx, what)) for what in ("walk", "threads", "fork")]
+    calls = [" ".join(pressure(softsgx, what, SHARED_HEAP)) for what in ("walk", "threads", "fork")]
     script = " & ".join(calls) + " & wait"
     command = softsgx.command("sh", "-c", script, options=("--epc", EPC))
     ended = softsgx.complete([*before, *command])

@@ -265,7 +265,8 @@ class Encl:
         return DriverError(
             errno.ENOMEM,
             f"no EPC page is left for {what}: {self._allocator.free_pages} of "
-            f"{self._allocator.total} are free, and nothing gives way",
+            f"{self._allocator.total} are free, and nothing gives way "
+            f"({len(self._reclaimer.policy)} pages could be evicted)",
         )
 
     def _grow(self, count: int) -> None:

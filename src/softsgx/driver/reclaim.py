@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The EPC under pressure: who gives way, how pages go out and come back (kernel: main.c, encl.c).
 
-Owns the order in which pages give way, and the batch that is on its way out.  Used by the driver's thread
-only.  ``block`` of an address space may suspend the caller where the host has no userfaultfd: what was
-chosen before is looked at again after it.
+Owns the order in which pages give way, and the batch that is on its way out, one at a time.  Used by the
+driver's thread only.  ``block`` of an address space may suspend the caller where the host has no userfaultfd:
+what was chosen before is looked at again after it, and whoever needs room meanwhile waits.
 
 As in mainline pages go out in batches of 16, their places in the store pinned before EBLOCK, the SECS when
 its last child is out.  Unlike mainline a batch that cannot be stored comes back, for what EWB has sealed is
@@ -53,6 +53,9 @@ class Reclaimer:
         # Enclaves that die rather than be swapped, the one with the oldest page first.
         self._killable: dict[Encl, None] = {}
         self._woken = False
+        self._batch_under_way = False
+        # A batch has stayed because an address space would not let it go: another time it may.
+        self._refused = False
         self._serial = 0
 
     # -- what there is ----------------------------------------------------------------------------
@@ -92,6 +95,8 @@ class Reclaimer:
         while free.free_pages < wanted:
             if self.reclaim_pages():
                 continue
+            if self._batch_under_way:
+                return False
             victim = next(
                 (e for e in self._killable if e is not requester and not e.ioctl_in_flight), None
             )
@@ -103,8 +108,12 @@ class Reclaimer:
         return True
 
     def transient(self, requester: "Encl") -> bool:
-        """Tell whether somebody else's ioctl holds what might give way when it has ended."""
-        return any(e.ioctl_in_flight for e in self._encls.values() if e is not requester)
+        """Tell whether somebody else holds, with an ioctl or a batch, what will be free when it has ended."""
+        return (
+            self._batch_under_way
+            or self._refused
+            or any(e.ioctl_in_flight for e in self._encls.values() if e is not requester)
+        )
 
     def background(self) -> bool:
         """Do one batch of ksgxd's work if there is any; tell whether there is more.
@@ -124,25 +133,39 @@ class Reclaimer:
 
     def reclaim_pages(self) -> int:
         """Evict a batch, whichever pages give way; return how many EPC pages that has freed."""
+        self._refused = False
         for _ in range(len(self.policy) // NR_TO_SCAN + 1):
             freed = self._reclaim_batch()
-            if freed:
+            if freed or self._batch_under_way:
                 return freed
         return 0
 
     def _reclaim_batch(self) -> int:
+        if self._batch_under_way:
+            return 0
         before = self.allocator.free_pages
-        for encl, pages in self._isolate().items():
-            try:
-                self._evict(encl, pages)
-            finally:
-                encl.reclaiming.clear()
+        self._batch_under_way = True
+        try:
+            for encl, victims in self._isolate().items():
+                try:
+                    self._evict(encl, victims)
+                except BaseException:
+                    # The caller was killed while it was suspended.
+                    self.policy.young(self._still_there(encl, victims))
+                    raise
+                finally:
+                    encl.reclaiming.clear()
+        finally:
+            self._batch_under_way = False
         return self.allocator.free_pages - before
 
-    def _isolate(self) -> "dict[Encl, list[int]]":
-        """Take a batch of victims off the policy's list, by enclave; those in use go back."""
+    def _isolate(self) -> "dict[Encl, dict[int, int]]":
+        """Take a batch of victims off the policy's list: by enclave, page and address.
+
+        Those in use go back.
+        """
         cpu, epc = self.cpu, self.cpu.epc
-        chosen: dict[Encl, list[int]] = {}
+        chosen: dict[Encl, dict[int, int]] = {}
         in_use: list[int] = []
         kept: dict[int, set[int]] = {}
         for page in self.policy.victims(NR_TO_SCAN):
@@ -152,17 +175,24 @@ class Reclaimer:
                 continue
             if owner not in kept:
                 kept[owner] = held(cpu.enclaves[owner])
-            if epc.addresses[page] in kept[owner]:
+            address = epc.addresses[page]
+            if address in kept[owner]:
                 in_use.append(page)
             else:
-                chosen.setdefault(self._encls[owner], []).append(page)
+                chosen.setdefault(self._encls[owner], {})[page] = address
         self.policy.young(in_use)
         return chosen
 
     # -- out --------------------------------------------------------------------------------------
 
-    def _evict(self, encl: "Encl", pages: list[int]) -> None:
+    def _still_there(self, encl: "Encl", victims: dict[int, int]) -> list[int]:
+        """Return the victims that are what they were when they were chosen."""
+        secs, owners, addresses = encl.secs_page, self.cpu.epc.owners, self.cpu.epc.addresses
+        return [p for p, at in victims.items() if owners[p] == secs and addresses[p] == at]
+
+    def _evict(self, encl: "Encl", victims: dict[int, int]) -> None:
         addresses = self.cpu.epc.addresses
+        pages = self._still_there(encl, victims)
         # Neighbours in the enclave are neighbours in the store: one write, one hole.
         pages.sort(key=addresses.__getitem__)
         first = encl.base // PAGE_SIZE
@@ -173,7 +203,7 @@ class Reclaimer:
             if encl.dead:
                 return
             pages = [page for index, page in index_of.items() if index in pinned]
-        pages = self._block(encl, pages)
+        pages = self._block(encl, {page: addresses[page] for page in pages})
         if pages:
             self._write_out(encl, pages)
         secs = encl.secs_page
@@ -197,35 +227,33 @@ class Reclaimer:
         else:
             self.policy.young(pages)
 
-    def _block(self, encl: "Encl", pages: list[int]) -> list[int]:
+    def _block(self, encl: "Encl", victims: dict[int, int]) -> list[int]:
         """Take the pages out of every address space, then EBLOCK them; return those that are blocked."""
         cpu, epc = self.cpu, self.cpu.epc
-        secs = encl.created_secs()
-        owners, addresses = epc.owners, epc.addresses
-        encl.reclaiming.update(addresses[page] for page in pages)
+        encl.reclaiming.update(victims.values())
         spans = [
             (start * PAGE_SIZE, (start + count) * PAGE_SIZE)
-            for start, count in neighbours(addresses[page] // PAGE_SIZE for page in pages)
+            for start, count in neighbours(at // PAGE_SIZE for at in victims.values())
         ]
+        blocked_everywhere = True
         for mm in list(encl.mm_list):
-            if not mm.block(encl, spans):
-                self.policy.young(page for page in pages if owners[page] == secs)
-                return []
+            # The others, too, where one refuses: a page that is touched is given back anyway.
+            blocked_everywhere &= mm.block(encl, spans)
         # The caller may have been suspended: a page that was touched meanwhile is young, and one that
         # is gone is nobody's victim any more.
-        if encl.dead or encl.secs_page != secs:
+        pages = self._still_there(encl, victims)
+        secs = encl.secs_page
+        if secs is None or not blocked_everywhere or secs in epc.busy:
+            self._refused = True
+            self.policy.young(pages)
             return []
         kept = held(cpu.enclaves[secs])
-        blocked, young = [], []
+        blocked: list[int] = []
+        young: list[int] = []
         for page in pages:
-            if owners[page] != secs or addresses[page] not in encl.reclaiming:
-                if owners[page] == secs:
-                    young.append(page)
-            elif (
-                secs in epc.busy
-                or addresses[page] in kept
-                or eblock(cpu, Epc.address(PageIndex(page)))
-            ):
+            at = victims[page]
+            stays = at not in encl.reclaiming or at in kept
+            if stays or eblock(cpu, Epc.address(PageIndex(page))):
                 young.append(page)
             else:
                 blocked.append(page)

@@ -15,11 +15,13 @@ from softsgx.arch.secinfo import PAGE_SIZE
 from softsgx.cpu.processor import LogicalProcessor
 from softsgx.cpu.registers import RFLAGS_RF
 from softsgx.driver.encl import Encl
+from softsgx.driver.reclaim import EpcExhausted
 from softsgx.driver.vma import PROT_EXEC
 from softsgx.run import ptrace
 from softsgx.run.cpuid_sites import Elf
 from softsgx.run.delivery import TRAP_HWBKPT
 from softsgx.run.gp_instructions import CPUID
+from softsgx.run.revoke import pause
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +57,11 @@ class InsideCpuid:
             vma = enclaves.find(thread.linaddr) if enclaves else None
             if vma is None:
                 return
-            sites = self._sites[secs] = inside_sites(vma.file.encl)
+            while sites is None:
+                try:
+                    sites = self._sites[secs] = inside_sites(vma.file.encl)
+                except EpcExhausted:
+                    pause(tracee)
         if tracee.watched is not secs and (sites or tracee.watched is not None):
             ptrace.watch_execution(tracee.tid, sites)
             tracee.watched = secs

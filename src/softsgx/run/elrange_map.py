@@ -109,6 +109,7 @@ class EnclaveMap:
         self._uffd = -1
         self.refused = False  # a userfaultfd cannot be had
         self.changing = 0  # so many changes are on their way: a fault may be due to one of them
+        self.generation = 0  # counts what may make an access work that has faulted
         # Changes mappings that no userfaultfd watches, by one of the threads.
         self._revoke = revoke
 
@@ -215,7 +216,13 @@ class EnclaveMap:
         A write that comes now stops its thread. Where no userfaultfd watches, the pages are out of
         reach when this returns, and the caller may have been suspended.
         """
-        unwatched = False
+        if self.block_watched(encl, spans):
+            return True
+        return self._revoke is not None and self._revoke(self, encl, spans)
+
+    def block_watched(self, encl: "Encl", spans: list[tuple[int, int]]) -> bool:
+        """Take writing away where the userfaultfd watches; tell whether that is everywhere."""
+        everywhere = True
         for start, end in spans:
             for vma in self._vmas[self._span(start, end)]:
                 if vma.file.encl is not encl:
@@ -224,14 +231,15 @@ class EnclaveMap:
                     low, high = max(vma.start, start), min(vma.end, end)
                     self._write_protect(low, high, _PROTECT)
                 else:
-                    unwatched = True
-        return not unwatched or (self._revoke is not None and self._revoke(self, encl, spans))
+                    everywhere = False
+        return everywhere
 
     def unblock(self, page: int) -> None:
         """Allow writing to a page that has stayed, or come back."""
         self._write_protect(page, page + n.PAGE_SIZE, 0)
 
     def _write_protect(self, start: int, end: int, mode: int) -> None:
+        self.generation += 1
         argument = _WRITEPROTECT.pack(start, end - start, mode)
         # A part that another thread has just unmapped is of no concern.
         with contextlib.suppress(OSError):
@@ -239,6 +247,7 @@ class EnclaveMap:
 
     def place(self, address: int, data: "bytes | bytearray | memoryview") -> bool:
         """Put a page that is absent into the enclave's memory and into this address space at once."""
+        self.generation += 1
         if self._uffd < 0:
             return False
         _page[:] = data
@@ -290,6 +299,9 @@ class EnclaveMap:
 
         Each run is looked for anew: meanwhile another thread may have changed the mappings.
         """
+        while self.changing:
+            # What the kernel has and what is recorded would differ, had two calls changed one page.
+            injector.pause()
         self.changing += 1
         try:
             while (run := self.unsettled(start, end)) is not None:
@@ -305,6 +317,7 @@ class EnclaveMap:
             self.changing -= 1
 
     def _set_in_force(self, start: int, end: int, prot: int) -> None:
+        self.generation += 1
         pieces = self.overlapping(start, end)
         for piece in pieces:
             piece.in_force = prot

@@ -13,6 +13,7 @@ from softsgx.driver.reclaim import EpcExhausted
 from softsgx.driver.vma import PROT_RWX
 from softsgx.run import numbers as n
 from softsgx.run.elrange_map import too_many_runs
+from softsgx.run.revoke import pause
 from softsgx.run.tracee import Refused, Tracee
 
 SEGV_ACCERR = 2
@@ -45,6 +46,7 @@ def brought_in(tracee: Tracee, address: int) -> bool:
     try:
         return encl.load_page_in_vma(page, vma.prot) is None
     except EpcExhausted:
+        pause(tracee)
         return True
     finally:
         elrange.place = None
@@ -57,7 +59,6 @@ def missing(tracee: Tracee, address: int) -> bool:
     if enclaves is None or vma is None:
         return False
     if brought_in(tracee, address):
-        tracee.retried = (0, 0)
         return True
     page = address & -n.PAGE_SIZE
     run = vma.file.encl.page_array.find(page // n.PAGE_SIZE)
@@ -71,12 +72,11 @@ def missing(tracee: Tracee, address: int) -> bool:
     entry = tracee.mm.pagemap(page // n.PAGE_SIZE * 8, 8)
     state = entry[7] if len(entry) == 8 else _UFFD_WP
     if state & _UFFD_WP:
-        tracee.retried = (0, 0)
         enclaves.unblock(page)
         return True
     # Another thread has had it brought in since this one has faulted. Where it is present and stays so,
     # the fault is of another kind.
-    now = tracee.regs.rip, address
+    now = tracee.regs.rip, address, enclaves.generation
     before, tracee.retried = tracee.retried, now
     return not state & _PRESENT or before != now
 
@@ -100,12 +100,11 @@ def passed_over(tracee: Tracee, code: int, address: int) -> bool:
                 raise Refused(too_many_runs(tracee))
         again = True
     if again or enclaves.changing:
-        tracee.retried = (0, 0)
         return True
     # Once only: what an instruction wants is not always found by decoding it.
     if not _allows(vma.in_force, _access(tracee, address)):
         return False
-    now = tracee.regs.rip, address
+    now = tracee.regs.rip, address, enclaves.generation
     before, tracee.retried = tracee.retried, now
     return before != now
 
@@ -135,7 +134,12 @@ def inside(tracee: Tracee, signal: int, code: int, address: int) -> tuple[int, i
         if vma.prot and vma.file.encl.translate(address) is not None:
             error_code |= PFEC_P
         return n.SIGSEGV, SEGV_ACCERR, error_code
-    if vma.file.encl.load_page_in_vma(address, vma.prot) is not None:
+    try:
+        refusal = vma.file.encl.load_page_in_vma(address, vma.prot)
+    except EpcExhausted as exhausted:
+        # It was refused a moment ago for another reason.
+        refusal = str(exhausted)
+    if refusal is not None:
         return n.SIGBUS, BUS_ADRERR, error_code
     return n.SIGSEGV, SEGV_ACCERR, error_code | PFEC_P | PFEC_SGX
 

@@ -31,10 +31,11 @@ _RESTART_BLOCK = 516
 class Revocation:
     """What one thread of an address space is to do; ``done`` when one has, or nobody is left to."""
 
-    __slots__ = ("_enclaves", "_spans", "done", "refused")
+    __slots__ = ("_encl", "_enclaves", "_spans", "done", "refused")
 
-    def __init__(self, enclaves: "EnclaveMap", spans: list[tuple[int, int]]) -> None:
+    def __init__(self, enclaves: "EnclaveMap", encl: "Encl", spans: list[tuple[int, int]]) -> None:
         self._enclaves = enclaves
+        self._encl = encl
         self._spans = spans
         self.done = False
         self.refused = False
@@ -44,6 +45,8 @@ class Revocation:
         for start, end in self._spans:
             if self._enclaves.settle(injector, start, end):
                 self.refused = True
+        # A forked child's mappings are watched by now.
+        self._enclaves.block_watched(self._encl, self._spans)
         self.done = True
 
     def refuse(self) -> None:
@@ -57,11 +60,11 @@ class Revoker:
     def __init__(self, tracees: "dict[int, Tracee]") -> None:
         self._tracees = tracees
 
-    def __call__(self, enclaves: "EnclaveMap", _encl: "Encl", spans: list[tuple[int, int]]) -> bool:
+    def __call__(self, enclaves: "EnclaveMap", encl: "Encl", spans: list[tuple[int, int]]) -> bool:
         """Take what is due out of reach; False if that cannot be done now. Suspends the caller."""
         current = getcurrent()
         caller = next((t for t in self._tracees.values() if t.greenlet is current), None)
-        revocation = Revocation(enclaves, spans)
+        revocation = Revocation(enclaves, encl, spans)
         if caller is None:
             # The supervisor itself, which never waits for a program.
             return False

@@ -433,11 +433,6 @@ class Supervisor:
             tracee.must_filter = False
             self._sgx.device.watch_mappings(tracee)
             return
-        if tracee.revocations:
-            from softsgx.run import revoke  # noqa: PLC0415  # loaded with the first enclave
-
-            revoke.carry_out(tracee)
-            return
         if tracee.must_open or tracee.must_watch:
             # A forked child: its mappings must be watched before it runs.
             tracee.load_regs()
@@ -446,8 +441,16 @@ class Supervisor:
                     tracee.mm.open_within(injector)
                 if tracee.must_watch:
                     self._sgx.device.watch_child(tracee, injector)
+                for revocation in tracee.revocations:
+                    revocation.carry_out(injector)
             tracee.must_open = tracee.must_watch = False
+            tracee.revocations.clear()
             tracee.finish_call(0)
+            return
+        if tracee.revocations:
+            from softsgx.run import revoke  # noqa: PLC0415  # loaded with the first enclave
+
+            revoke.carry_out(tracee)
             return
         tracee.go_on()
 

@@ -303,7 +303,11 @@ class Tracee:
         self.borrowing = False  # the thread carries out a call for us
         self.lent = -1  # the supervisor's descriptor that a call of ours asks for
         self.replaced = False  # and an exec came in between, whose stop is still to be handled
-        self.retried = (0, 0)  # the instruction and address of the last fault that was passed over
+        self.retried = (
+            0,
+            0,
+            0,
+        )  # instruction, address and generation of the last fault passed over
         self.borrowed = False  # an injected call has ended the signal-delivery stop
         self.ended = False
         self.status = 0
@@ -351,11 +355,12 @@ class Tracee:
     def pause(self) -> None:
         """Give the others a turn while the thread stands at its stop."""
         self._ready.append((self.tid, WAKE))
-        self.borrowing = self._pausing = True
+        borrowing, self.borrowing = self.borrowing, True
+        self._pausing = True
         try:
             self.wait()
         finally:
-            self.borrowing = self._pausing = False
+            self.borrowing, self._pausing = borrowing, False
 
     def load_regs(self) -> UserRegs:
         """Read the registers at a stop."""
@@ -454,6 +459,10 @@ class Injector:
             if self._stopped:
                 # It joins the stop that it ran on in, unless SIGCONT has ended that.
                 ptrace.interrupt(tracee.tid)
+
+    def pause(self) -> None:
+        """Give the others a turn while the thread is borrowed."""
+        self._tracee.pause()
 
     def lend(self, fd: int) -> int:
         """Give the program a copy of our descriptor, to be closed soon; its number or an errno."""
