@@ -30,6 +30,7 @@
 #include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -709,6 +710,20 @@ static inline uint64_t read_gsbase(void)
 
 	asm volatile("rdgsbase %0" : "=r"(base));
 	return base;
+}
+
+/*
+ * A child that does not outlive its parent. Whoever stops and continues a child has to wait for
+ * each stop, and waits for ever where somebody else's SIGCONT has come in between: then its alarm
+ * ends it, and a child that only it can tell to end.
+ */
+__attribute__((unused)) static pid_t fork_bound(void)
+{
+	pid_t parent = getpid(), pid = fork();
+
+	if (!pid && (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != parent))
+		_exit(1);
+	return pid;
 }
 
 /* ---- main --------------------------------------------------------------------------------- */

@@ -14,7 +14,7 @@ static pid_t spinning_child(int index)
 	pid_t child;
 
 	*shared = (struct op){ .code = OP_SPIN, .a = (uint64_t)&shared->c };
-	child = fork();
+	child = fork_bound();
 	if (!child)
 		_exit(!do_op(&enclave, index, shared));
 	for (int i = 0; i < 20000 && !*(volatile unsigned long *)&shared->out[0]; i++)
@@ -74,7 +74,7 @@ static void ended_by_another_thread(bool by_exec)
 	pid_t child;
 
 	*shared = (struct op){ .code = OP_SPIN, .a = (uint64_t)&shared->c };
-	child = fork();
+	child = fork_bound();
 	if (!child) {
 		pthread_create(&inside, NULL, spin, NULL);
 		while (!*(volatile unsigned long *)&shared->out[0])
@@ -121,6 +121,7 @@ static void signal_for_another_thread(void)
 int main(int argc, char **argv)
 {
 	begin(argc, argv);
+	alarm(50);
 	enclave = build(&the_image);
 	shared = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	stop_and_continue();

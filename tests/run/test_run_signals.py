@@ -1,15 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signals and execs that come where a thread carries out calls for its supervisor."""
 
+import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    import subprocess
+
     from conftest import Harness
 
 pytestmark = pytest.mark.live
+
+
+def oldest_child(run: "subprocess.Popen[str]", of: int | None = None) -> int:
+    """Wait for a child of the run's supervisor, whose oldest is the first program, or of `of`."""
+    pid = run.pid if of is None else of
+    while run.poll() is None:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+        if children:
+            return int(children[0])
+    pytest.fail(f"process {pid} has ended without a child")
 
 
 # -- stops -------------------------------------------------------------------------------------
@@ -18,6 +32,17 @@ pytestmark = pytest.mark.live
 @pytest.mark.parametrize("where", ["exec", "ioctl"])
 def test_a_stop_in_an_injected_call_is_only_a_stop(softsgx: "Harness", where: str) -> None:
     softsgx.checked("stopped", where)
+
+
+@pytest.mark.parametrize("mode", ["ioctl", "continue"])
+def test_a_child_that_is_bound_to_its_parent_ends_with_it(softsgx: "Harness", mode: str) -> None:
+    command = softsgx.command(softsgx.program("stopped"), *softsgx.enclave(), mode)
+    with softsgx.started(command) as process:
+        first = oldest_child(process)
+        oldest_child(process, of=first)
+        os.kill(first, signal.SIGALRM)
+        ended = softsgx.end_of(process)
+    assert tuple(ended) == (-signal.SIGALRM, "", "")
 
 
 def test_sigcont_to_a_running_program_changes_nothing(softsgx: "Harness") -> None:

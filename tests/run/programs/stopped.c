@@ -28,7 +28,7 @@ static pid_t child(void (*body)(void))
 	pid_t pid;
 
 	shared->turns = shared->end = 0;
-	pid = fork();
+	pid = fork_bound();
 	if (!pid) {
 		setpgid(0, 0);
 		body();
@@ -98,7 +98,7 @@ static void stop_at_exec(char **argv)
 		if (pipe(tube))
 			fail("pipe");
 		snprintf(descriptor, sizeof(descriptor), "%d", tube[0]);
-		pid = fork();
+		pid = fork_bound();
 		if (!pid) {
 			close(tube[1]);
 			execl(argv[0], argv[0], argv[1], argv[2], "started", descriptor, NULL);
