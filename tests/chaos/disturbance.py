@@ -148,9 +148,10 @@ def carry_out(event: Event, tree: Tree, delivered: Delivered, spared: int = 0) -
     reached = False
     for number in event.signals:
         for pid in pids:
+            parts = _parts(pid, tree)
             if _send(pid, number, tree.supervisor):
                 reached = True
-                for part in _parts(pid, tree):
+                for part in parts:
                     delivered.setdefault(part, set()).add(number)
         time.sleep(event.pause)
     return reached
@@ -167,7 +168,9 @@ def _send(pid: int, number: signal.Signals, session: int) -> bool:
 
 def _parts(pid: int, tree: Tree) -> tuple[str, ...]:
     if pid < 0:
-        return ("supervisor", "first", "other")
+        # The others of a group live longer than a first program that does not wait for them.
+        ended = tree.first and member(tree.first) is None
+        return ("supervisor", "other") if ended else ("supervisor", "first", "other")
     if pid == tree.supervisor:
         return ("supervisor",)
     return ("first",) if pid == tree.first else ("other",)

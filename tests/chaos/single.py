@@ -70,6 +70,35 @@ def names_below(directory: Path) -> set[str]:
     return {path.name for path in directory.rglob("*") if path.is_file()}
 
 
+def wrong_status(
+    status: int, program: int | None, delivered: Delivered, *, seen: bool, good: bool
+) -> str:
+    """Tell what is wrong with a status after these signals; `program` is the first program's own.
+
+    `seen` says that there was one, `good` that the status is what it is undisturbed.
+    """
+    to_supervisor, to_first = (delivered.get(part, set()) for part in ("supervisor", "first"))
+    ends = to_supervisor & OF_THE_SUPERVISOR
+    if seen:
+        ends -= {*FORWARDED, *TERMINAL}  # from before the program is there these are its own
+    if status in {-number for number in ends}:
+        return ""
+    if not seen and S.SIGINT in ends:
+        return ""  # the interpreter's own answer
+    if program is not None and status != program:
+        return f"exit status {status}, the first program's was {program}"
+    # What is passed on to it may have come before what it was sent itself.
+    may_end = to_first | to_supervisor & {*FORWARDED}
+    if good or status in {-number for number in may_end} or not to_first & CERTAIN:
+        return ""
+    return f"exit status {status} although the first program was sent {names_of(to_first)}"
+
+
+def names_of(numbers: set[S]) -> str:
+    """Give the names of signals, in order."""
+    return ", ".join(number.name for number in sorted(numbers))
+
+
 class SingleRun:
     """The run of one number."""
 
@@ -202,22 +231,10 @@ class SingleRun:
     def _judge(self, status: int, program: int | None, *, seen: bool) -> list[str]:
         if self._harmless():
             return self._judge_quiet(status, seen=seen)
-        sent = self._delivered.get("supervisor", set()) & OF_THE_SUPERVISOR
-        if seen:
-            sent -= {*FORWARDED, *TERMINAL}  # from before the program is there these are its own
-        if status in {-number for number in sent}:
-            return []
-        if not seen and S.SIGINT in sent:
-            return []  # the interpreter's own answer
-        if program is not None and status != program:
-            return [f"exit status {status}, the first program's was {program}"]
-        certain = {-number for number in self._delivered.get("first", set())}
-        if program in certain or not certain & {-number for number in CERTAIN}:
-            return []
         out = self._out.read_text(errors="replace")
-        if self._piece.good(status, out):
-            return []
-        return [f"exit status {status} although the first program was sent {certain}: {out[-300:]}"]
+        good = self._piece.good(status, out)
+        wrong = wrong_status(status, program, self._delivered, seen=seen, good=good)
+        return [f"{wrong}: {out[-300:]}"] if wrong else []
 
     def _judge_quiet(self, status: int, *, seen: bool) -> list[str]:
         sent = self._delivered.get("supervisor", set())
