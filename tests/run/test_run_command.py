@@ -227,6 +227,17 @@ def test_a_killed_keeper_is_replaced(softsgx: "Harness") -> None:
     assert ended.out.endswith("finished\n")
 
 
+def test_a_program_may_have_the_id_of_a_killed_keeper(softsgx: "Harness") -> None:
+    namespace = ["unshare", "--pid", "--fork", "--mount-proc", "--"]
+    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a namespace of process ids is for root only")
+    outer = [*namespace, "sh", "-c", '"$@"; exit $?', "-"]
+    command = softsgx.command(softsgx.program("keepers_id"), *softsgx.enclave())
+    ended = softsgx.complete([*outer, *command])
+    assert ended.status == 0, ended
+    assert ended.out.endswith("finished\n")
+
+
 def test_a_run_after_all_that_works(softsgx: "Harness") -> None:
     ended = softsgx.run(
         softsgx.program("spin_inside"),

@@ -25,7 +25,7 @@ class Keeper:
 
     def __init__(self) -> None:
         self._socket: socket | None = None
-        self.pid = 0
+        self.pid = 0  # until it was waited for
 
     def keep(self, uffd: int, pid: int) -> None:
         """Hand over a duplicate of the userfaultfd of process `pid`."""
@@ -38,16 +38,19 @@ class Keeper:
             self.close()
             descriptors.send(self._running(), said, uffd)
 
+    def has_ended(self) -> None:
+        """Take note that it was waited for: its id may be another's from now on."""
+        self.pid = 0
+        self.close()
+
     def close(self) -> None:
         """Let the keeper go."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-            try:
-                os.waitpid(self.pid, 0)
-            except ChildProcessError:
-                # The supervisor's own wait was faster.
-                return
+        if self.pid:
+            os.waitpid(self.pid, 0)
+            self.pid = 0
 
     def _running(self) -> "socket":
         if self._socket is None:

@@ -168,7 +168,9 @@ class Supervisor:
                     return True
             elif pid in self._forgotten:
                 self._forgotten.discard(pid)
-            elif self._machine is None or pid != self._machine.keeper.pid:
+            elif self._machine is not None and pid == self._machine.keeper.pid:
+                self._machine.keeper.has_ended()
+            else:
                 self._early[pid] = status
         return True
 
