@@ -28,6 +28,7 @@ from types import FrameType
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
+from disturbance import wait_until  # noqa: E402
 from lasting import LastingRun  # noqa: E402
 from pool import Pool  # noqa: E402
 from processes import adopt_orphans, marked, reap_orphans  # noqa: E402
@@ -35,6 +36,7 @@ from single import Outcome, SingleRun  # noqa: E402
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (looked at, never written)
 AT_A_TIME = 8
+PASSES = 10.0  # seconds in which a file of somebody else's start is gone again
 PROGRESS = 5.0  # seconds between two lines of progress
 USUAL = 0.5  # seconds that a program takes of which nothing is known yet
 
@@ -171,6 +173,8 @@ class Chaos:
             os.kill(pid, signal.SIGKILL)
         if not self.stop.is_set():
             complaints = [f"still running at the end: {line}" for line in left.values()]
+            # Others use it too, for a moment only.
+            wait_until(lambda: not set(SHARED_MEMORY.iterdir()) - shared, PASSES)
             fresh = sorted(set(SHARED_MEMORY.iterdir()) - shared)
             complaints += [f"left in shared memory: {path}" for path in fresh]
             self.note(Outcome("what is left at the end", [], complaints))

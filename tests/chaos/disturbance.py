@@ -139,6 +139,8 @@ class Tree:
         return [chosen[int(event.choice * len(chosen))]] if chosen else []
 
 
+DIES = 10.0  # seconds that a process may take to die of SIGKILL on a busy machine
+
 Delivered = dict[str, set[signal.Signals]]
 
 
@@ -154,6 +156,9 @@ def carry_out(event: Event, tree: Tree, delivered: Delivered, spared: int = 0) -
                 for part in parts:
                     delivered.setdefault(part, set()).add(number)
         time.sleep(event.pause)
+    if event.target == "keeper":
+        # What the supervisor hands it before it has died goes with it, and no other one is started.
+        wait_until(lambda: not any(map(member, pids)), DIES)
     return reached
 
 
