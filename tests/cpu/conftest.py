@@ -9,7 +9,14 @@ import pytest
 
 from softsgx.arch.attributes import ATTRIBUTE_DEBUG, ATTRIBUTE_MODE64BIT, XFRM_LEGACY
 from softsgx.arch.codes import LeafCode
-from softsgx.arch.secinfo import SECINFO_R, SECINFO_REG, SECINFO_TCS, SECINFO_W, SECINFO_X
+from softsgx.arch.secinfo import (
+    PT_VA,
+    SECINFO_R,
+    SECINFO_REG,
+    SECINFO_TCS,
+    SECINFO_W,
+    SECINFO_X,
+)
 from softsgx.arch.structures import (
     SIGSTRUCT_HEADER,
     SIGSTRUCT_HEADER2,
@@ -20,7 +27,7 @@ from softsgx.arch.structures import (
     Sigstruct,
     Tcs,
 )
-from softsgx.cpu import encls
+from softsgx.cpu import encls, paging
 from softsgx.cpu.einit import einit
 from softsgx.cpu.epc import PageIndex
 from softsgx.cpu.identity import Identity
@@ -194,6 +201,81 @@ class Machine:
         self.secs.elrange.write(BASE + offset, data)
 
 
+class Evicted:
+    """What software keeps of a page that EWB has taken out, in its memory; all of it may be changed."""
+
+    def __init__(self, memory: HeldMemory, slot: int) -> None:
+        self.memory = memory
+        self.linaddr = 0
+        self.contents = memory.place(bytes(4096))
+        self.pcmd = memory.place(bytes(128))
+        # The address of the VA slot.
+        self.slot = slot
+
+    def pageinfo(self, secs: int) -> int:
+        record = Pageinfo(linaddr=self.linaddr, srcpge=self.contents, secinfo=self.pcmd, secs=secs)
+        return self.memory.place(record.encode())
+
+    def sealed(self) -> tuple[bytes, bytes]:
+        return self.memory.read(self.contents, 4096), self.memory.read(self.pcmd, 128)
+
+
+class Pager:
+    """The steps by which a page of a machine's enclave goes out and comes back, with one VA page."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.cpu = machine.cpu
+        self.va = machine.allocate()
+        encls.epa(self.cpu, PT_VA, machine.address(self.va))
+
+    def eblock(self, page: int) -> LeafCode:
+        return paging.eblock(self.cpu, self.machine.address(page))
+
+    def etrack(self) -> LeafCode:
+        return paging.etrack(self.cpu, self.machine.address(self.machine.secs_page))
+
+    def block(self, page: int) -> None:
+        assert self.eblock(page) is LeafCode.NO_ERROR
+        assert self.etrack() is LeafCode.NO_ERROR
+
+    def ewb(self, page: int, slot: int = 0) -> tuple[LeafCode, Evicted]:
+        machine = self.machine
+        memory = machine.memory
+        out = Evicted(memory, machine.address(self.va) + slot * 8)
+        rbx = out.pageinfo(0)
+        code = paging.ewb(self.cpu, memory, rbx, machine.address(page), out.slot)
+        out.linaddr = Pageinfo.decode(memory.read(rbx, 32)).linaddr
+        return code, out
+
+    def evict(self, page: int, slot: int = 0) -> Evicted:
+        """Take a page out, and out of the page table."""
+        self.block(page)
+        code, out = self.ewb(page, slot)
+        assert code is LeafCode.NO_ERROR
+        self.machine.table.pop(out.linaddr, None)
+        return out
+
+    def eld(
+        self, out: Evicted, page: int, leaf: Any = paging.eldu, secs: int | None = None
+    ) -> LeafCode:
+        """ELDU, or another ``leaf``, with the machine's SECS or the address of another."""
+        machine = self.machine
+        if secs is None:
+            secs = machine.address(machine.secs_page)
+        code: LeafCode = leaf(
+            self.cpu, machine.memory, out.pageinfo(secs), machine.address(page), out.slot
+        )
+        if not code:
+            machine.table[out.linaddr] = page
+        return code
+
+    def slots(self, va: int | None = None) -> dict[int, int]:
+        """Return the versions in the VA page by slot."""
+        versions = memoryview(self.cpu.epc.contents[self.va if va is None else va]).cast("Q")
+        return {slot: version for slot, version in enumerate(versions) if version}
+
+
 def _fault(call: Callable[[], Any]) -> Fault:
     with pytest.raises(Fault) as caught:
         call()
@@ -210,6 +292,17 @@ def key() -> Any:
 @pytest.fixture
 def machine(key: Any) -> Machine:
     return Machine(key)
+
+
+@pytest.fixture
+def pager(machine: Machine) -> Pager:
+    """Return the pager of an initialised enclave."""
+    return Pager(machine.build())
+
+
+@pytest.fixture
+def make_pager() -> Callable[[Machine], Pager]:
+    return Pager
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from softsgx.arch.secinfo import (
 from softsgx.arch.structures import Tcs
 from softsgx.cpu.epc import PageIndex
 from softsgx.cpu.processor import Processor
-from softsgx.cpu.secs import AEP, CSSA, STATE, SecsPage
+from softsgx.cpu.secs import SecsPage
 from softsgx.errors import Fault
 
 # Only the defined part of a TCS can be reached.
@@ -60,18 +60,10 @@ def edbgrd(cpu: Processor, rcx: int) -> tuple[LeafCode, int]:
         raise Fault.gp(f"TCS offset {offset:#x} is beyond the TCS")
     secs = _require_debug(cpu, page)
     if kind == PT_TCS:
-        data = _tcs_page(cpu, page)[offset : offset + 8]
+        data = cpu.threads[page].tcs_page(cpu.epc.contents[page])[offset : offset + 8]
     else:
         data = secs.elrange.read(cpu.epc.addresses[page] + offset, 8)
     return LeafCode.NO_ERROR, int.from_bytes(data, "little")
-
-
-def _tcs_page(cpu: Processor, page: PageIndex) -> bytes:
-    """Return the defined part of a TCS with its run-time state."""
-    thread = cpu.threads[page]
-    tcs = Tcs.decode(cpu.epc.contents[page])
-    words = thread.words
-    return tcs.replace(state=words[STATE], cssa=words[CSSA], aep=thread.quads[AEP]).encode()
 
 
 def edbgwr(cpu: Processor, rcx: int, value: int) -> LeafCode:

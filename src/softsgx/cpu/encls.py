@@ -328,6 +328,10 @@ def eremove(cpu: Processor, rcx: int) -> LeafCode:
         return LeafCode.NO_ERROR
     kind = epc.page_type(page)
     if kind == PT_VA:
+        # With its version an evicted SECS is out of reach.
+        if cpu.evicted_secs:
+            for version in memoryview(epc.contents[page]).cast("Q"):
+                cpu.evicted_secs.pop(version, None)
         epc.clear(page)
     elif kind == PT_SECS:
         if cpu.enclaves[page].children:

@@ -13,6 +13,7 @@ from typing import NewType
 from softsgx.arch.secinfo import (
     PAGE_SIZE,
     PT_SECS,
+    PT_TCS,
     PT_VA,
     SECINFO_MODIFIED,
     SECINFO_PAGE_TYPE_SHIFT,
@@ -31,10 +32,12 @@ EPC_BASE = 0xFFFF_C900_0000_0000
 # and in the two bits that SECINFO reserves, what SECINFO does not hold.
 EPCM_BLOCKED = 0x40
 EPCM_VALID = 0x80
+EPCM_SECINFO = 0xFFFF & ~(EPCM_BLOCKED | EPCM_VALID)
 EPCM_TYPE_SHIFT = SECINFO_PAGE_TYPE_SHIFT
 
-_SECS_WORD = EPCM_VALID | PT_SECS << EPCM_TYPE_SHIFT
-_VA_WORD = EPCM_VALID | PT_VA << EPCM_TYPE_SHIFT
+# The words of a SECS and of a VA page, which have no attributes and are never blocked.
+SECS_WORD = EPCM_VALID | PT_SECS << EPCM_TYPE_SHIFT
+VA_WORD = EPCM_VALID | PT_VA << EPCM_TYPE_SHIFT
 # "No page": the owner of a SECS or VA page.
 NO_SECS = 0xFFFF_FFFF
 
@@ -95,15 +98,15 @@ class Epc:
 
     def is_secs(self, page: int) -> bool:
         """Tell whether a valid SECS is on the page."""
-        return self.words[page] == _SECS_WORD
+        return self.words[page] == SECS_WORD
 
     def set_secs(self, page: int) -> None:
         """Make the entry that ECREATE makes."""
-        self._set(page, _SECS_WORD, NO_SECS, 0)
+        self._set(page, SECS_WORD, NO_SECS, 0)
 
     def set_va(self, page: int) -> None:
         """Make the entry that EPA makes."""
-        self._set(page, _VA_WORD, NO_SECS, 0)
+        self._set(page, VA_WORD, NO_SECS, 0)
 
     def set_child(self, page: int, secinfo_flags: int, secs: int, address: int) -> None:
         """Make the entry of an enclave's page: RWX, PENDING, MODIFIED, PR and type are SECINFO's."""
@@ -157,5 +160,6 @@ class Epc:
             else:
                 consistent = owner != NO_SECS and self.is_secs(owner)
             blocked = bool(word & EPCM_BLOCKED) == (page in self.blocked)
-            if not (consistent and blocked):
+            held = bool(word & EPCM_VALID and kind in {PT_TCS, PT_VA}) == (page in self.contents)
+            if not (consistent and blocked and held):
                 raise AssertionError(f"EPCM entry {page}: word {word:#x}, owner {owner:#x}")

@@ -19,7 +19,8 @@ class Identity(Record):
     """The file form of a processor's identity.
 
     ``root_key`` keys every derivation (CR_... of the manual), ``seal_fuses`` is CR_SEAL_FUSES,
-    ``owner_epoch`` CR_SGXOWNEREPOCH, ``cpusvn`` CR_CPUSVN, ``sealing_root`` keys the paging crypto.
+    ``owner_epoch`` CR_SGXOWNEREPOCH, ``cpusvn`` CR_CPUSVN. Nothing derives from ``sealing_root``:
+    CR_BASE_PK, which keys the paging crypto, is new at every start.
     """
 
     magic: bytes = at(0, raw(16))

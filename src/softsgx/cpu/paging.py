@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paging: EBLOCK, ETRACK, EWB, ELDB and ELDU, and the oversubscription leaves (SDM volume 3D).
+"""Paging: EWB, ELDB and ELDU (SDM volume 3D), as leaves and as the driver uses them.
 
-A page goes out in three steps.  EBLOCK forbids new translations of it; an ETRACK cycle shows that no
-logical processor has an old one; EWB seals the page, leaves its version in a VA slot, and frees it.
-ELDB and ELDU bring it back if the slot still holds the version that it was sealed under.
+A page that is blocked and tracked (tracking.py) goes out: EWB seals it, leaves its version in a VA slot, and
+frees it.  ELDB and ELDU bring it back if the slot still holds the version that it was sealed under, and if
+nothing of what was sealed has changed.
 
-A cycle is a number.  A thread remembers the cycle that it entered in, a blocked page the one in which
-EBLOCK found it: the page is tracked once a later cycle has begun and no thread inside is older.
+The operands of a leaf lie in user memory, reading and writing it may suspend: the page itself is busy
+meanwhile, VA page and SECS are shared, and what depends on them is checked again afterwards.
 """
 
 from collections.abc import Sequence
@@ -15,119 +15,71 @@ from struct import Struct
 from softsgx.arch.codes import LeafCode
 from softsgx.arch.secinfo import (
     PAGE_SIZE,
-    PT_REG,
     PT_SECS,
     PT_TCS,
-    PT_TRIM,
     PT_VA,
+    SECINFO_PAGE_TYPE,
     SECINFO_PAGE_TYPE_SHIFT,
+    SECINFO_REG,
     VA_SLOT_SIZE,
 )
-from softsgx.arch.structures import Pageinfo, Pcmd, Rdinfo, Secs, Tcs
-from softsgx.cpu.epc import EPCM_BLOCKED, EPCM_VALID, PageIndex
+from softsgx.arch.structures import Pageinfo, Pcmd, Secs, Tcs
+from softsgx.cpu.epc import (
+    EPC_BASE,
+    EPCM_BLOCKED,
+    EPCM_SECINFO,
+    EPCM_VALID,
+    NO_SECS,
+    SECS_WORD,
+    VA_WORD,
+    PageIndex,
+)
 from softsgx.cpu.memory import Memory
 from softsgx.cpu.operands import pageinfo_at
 from softsgx.cpu.processor import Processor
-from softsgx.cpu.secs import AEP, CSSA, STATE, SecsPage, Thread
+from softsgx.cpu.secs import SecsPage, Thread
+from softsgx.cpu.tracking import (
+    CHILDREN,
+    eblock,
+    erdinfo,
+    etrack,
+    etrackc,
+    held,
+    tlb_shootdown,
+    tracked_before,
+)
 from softsgx.errors import Fault
 
-_CHILDREN = frozenset({PT_REG, PT_TCS, PT_TRIM})
-# The authenticated header, which the manual does not lay out: EID, LINADDR, SECINFO, zeros.
-_MAC_HDR = Struct("<QQQ104x")
-# PCMD: SECINFO, ENCLAVEID, reserved bytes, MAC.
-_PCMD = Struct("<Q56xQ40x16s")
-_SLOT = Struct("<Q")
+__all__ = [
+    "eblock",
+    "eldb",
+    "eldbc",
+    "eldu",
+    "eldu_page",
+    "elduc",
+    "erdinfo",
+    "etrack",
+    "etrackc",
+    "ewb",
+    "ewb_pages",
+    "held",
+    "tlb_shootdown",
+]
+
 # The initialisation vector is VER << 32, 96 bits, little-endian.
-_IV = Struct("<4xQ")
-# What of an EPCM entry SECINFO holds.
-_SECINFO = 0xFFFF & ~(EPCM_VALID | EPCM_BLOCKED)
-_RDINFO_CHILDPRESENT = 1
-_RDINFO_BLOCKED = 1 << 63
+_pack_iv = Struct("<4xQ").pack
+# The authenticated header, which the manual does not lay out: EID, LINADDR, and of PCMD SECINFO and the
+# reserved bytes, for EWB 64 with FLAGS and 40 zeros.
+_pack_header = Struct("<QQQ104x").pack
+_pack_header_of_pcmd = Struct("<QQ64s40s8x").pack
+# PCMD: SECINFO, ENCLAVEID, reserved bytes, MAC. ENCLAVEID is software's handle: nothing depends on it.
+_pack_pcmd = Struct("<Q56xQ40x16s").pack
+_unpack_pcmd = Struct("<64s8x40s16s").unpack
+_PCMD_PAGE_TYPE = 1
+_SLOT = Struct("<Q")
 
-
-# -- blocking and tracking --------------------------------------------------------------------------
-
-
-def eblock(cpu: Processor, rcx: int) -> LeafCode:
-    """EBLOCK: the EPC page in RCX."""
-    epc = cpu.epc
-    if rcx % PAGE_SIZE:
-        raise Fault.gp("the EPC address is not page aligned")
-    page = epc.resolve(rcx)
-    if page in epc.busy:
-        return LeafCode.EPC_PAGE_CONFLICT
-    word = epc.words[page]
-    if not word & EPCM_VALID:
-        return LeafCode.PG_INVLD
-    kind = word >> SECINFO_PAGE_TYPE_SHIFT
-    if kind not in _CHILDREN:
-        return LeafCode.PG_IS_SECS if kind == PT_SECS else LeafCode.NOTBLOCKABLE
-    if word & EPCM_BLOCKED:
-        return LeafCode.BLKSTATE
-    epc.block(page, cpu.enclaves[epc.owners[page]].cycle)
-    return LeafCode.NO_ERROR
-
-
-def etrack(cpu: Processor, rcx: int) -> LeafCode:
-    """ETRACK: the SECS in RCX."""
-    epc = cpu.epc
-    if rcx % PAGE_SIZE:
-        raise Fault.gp("the EPC address is not page aligned")
-    page = epc.resolve(rcx)
-    if page in epc.busy:
-        raise Fault.gp("the SECS is in use by another leaf")
-    if not epc.is_secs(page):
-        raise Fault.pf(rcx, "the page is no valid SECS")
-    return _track(cpu.enclaves[page])
-
-
-def etrackc(cpu: Processor, rcx: int) -> LeafCode:
-    """ETRACKC: any page of the enclave in RCX; a conflict is a code."""
-    epc = cpu.epc
-    if rcx % PAGE_SIZE:
-        raise Fault.gp("the EPC address is not page aligned")
-    page = epc.resolve(rcx)
-    if page in epc.busy:
-        return LeafCode.EPC_PAGE_CONFLICT
-    if not epc.valid(page):
-        return LeafCode.PG_INVLD
-    kind = epc.page_type(page)
-    if kind == PT_VA:
-        return LeafCode.TRACK_NOT_REQUIRED
-    owner = page if kind == PT_SECS else epc.owners[page]
-    if owner in epc.busy:
-        return LeafCode.EPC_PAGE_CONFLICT
-    return _track(cpu.enclaves[owner])
-
-
-def _track(secs: SecsPage) -> LeafCode:
-    if any(thread.cycle < secs.cycle for thread in secs.inside()):
-        return LeafCode.PREV_TRK_INCMPL
-    secs.cycle += 1
-    return LeafCode.NO_ERROR
-
-
-def tlb_shootdown(secs: SecsPage) -> None:
-    """Record that no logical processor inside has a translation from before this cycle.
-
-    An interrupt to each makes it so on the hardware, for the exit flushes what the processor
-    remembers. Here whoever takes a page out of the page tables flushes the host's own.
-    """
-    for thread in secs.inside():
-        thread.cycle = secs.cycle
-
-
-def held(secs: SecsPage) -> set[int]:
-    """Give the pages, by linear address, that threads inside hold: TCSs and SSA frames.
-
-    Their addresses were resolved on entry, so that no flush makes the threads forget them.
-    """
-    held: set[int] = set()
-    for thread in secs.inside():
-        held.add(thread.linaddr)
-        frame = thread.frame + thread.words[CSSA] * thread.frame_size
-        held.update(frame + offset for offset in secs.ssa_pages)
-    return held
+_REG_MASK = EPCM_VALID | EPCM_BLOCKED | SECINFO_PAGE_TYPE
+_BLOCKED_REG = EPCM_VALID | EPCM_BLOCKED | SECINFO_REG
 
 
 # -- out ----------------------------------------------------------------------------------------------
@@ -153,27 +105,21 @@ def ewb(cpu: Processor, memory: Memory, rbx: int, rcx: int, rdx: int) -> LeafCod
             raise Fault.gp("PAGEINFO.LINADDR or SECS is not zero")
         if pageinfo.secinfo % Pcmd.SIZE or pageinfo.srcpge % PAGE_SIZE:
             raise Fault.gp("PCMD is not 128-byte aligned or SRCPGE not page aligned")
-        # Both places must be writable before anything is lost.
-        window.write(pageinfo.srcpge, window.read(pageinfo.srcpge, PAGE_SIZE))
-        window.write(pageinfo.secinfo, window.read(pageinfo.secinfo, Pcmd.SIZE))
         epc.lock(page)
         try:
-            epc.lock(va)
-            try:
-                out = _Eviction(cpu, va)
-                code = out.check(page)
-                if code:
-                    return code
-                code, linaddr, contents, pcmd = out.seal(page, rdx % PAGE_SIZE)
-                window.write(pageinfo.srcpge, contents)
-                window.write(pageinfo.secinfo, pcmd)
-                window.write(rbx, linaddr.to_bytes(8, "little"))
-                out.finish()
-            finally:
-                epc.unlock((va,))
+            if va in epc.busy:
+                raise Fault.gp("the VA page is in use by another leaf")
+            code = _check_ewb(cpu, page, rdx)
+            if code:
+                return code
+            linaddr = epc.addresses[page]
+            version, contents, pcmd = _seal(cpu, page)
+            window.write(pageinfo.srcpge, contents)
+            window.write(pageinfo.secinfo, pcmd)
+            window.write(rbx, linaddr.to_bytes(8, "little"))
+            return _check_ewb(cpu, page, rdx) or _free(cpu, page, rdx, version)
         finally:
             epc.unlock((page,))
-    return code
 
 
 def ewb_pages(
@@ -181,166 +127,163 @@ def ewb_pages(
 ) -> tuple[LeafCode, list[tuple[int, bytes, bytes]]]:
     """EWB of pages to slots (0 to 511) of one VA page, until one returns a code or would fault.
 
-    Returns the code that ended it, or NO_ERROR, and of the pages that are out the linear address,
-    the sealed 4096 bytes and the PCMD. A Fault, as EWB's, if that is the first page.
+    Returns the code that ended it, or NO_ERROR, and of the pages that are out the linear address, the
+    sealed 4096 bytes and the PCMD. A Fault, as EWB's, if that is the first page. Whether a slot was
+    occupied is not told.
     """
     epc = cpu.epc
+    words, owners, addresses, blocked = epc.words, epc.owners, epc.addresses, epc.blocked
+    encrypt = cpu.paging_cipher()[0]
     done: list[tuple[int, bytes, bytes]] = []
-    if va in epc.busy or va in pages:
-        raise Fault.gp("the VA page is in use by another leaf")
-    out = _Eviction(cpu, va)
-    out.read_ahead(pages)
-    try:
-        for page, slot in zip(pages, slots, strict=True):
-            if page in epc.busy:
-                if done:
-                    break
-                raise Fault.gp(f"EPC page {page} is in use by another leaf")
+    count = _idle(cpu, pages, va)
+    secs: SecsPage | None = None
+    owner = NO_SECS
+    limit = at = 0
+    kept: set[int] = set()
+    while at < count:
+        page = pages[at]
+        run = at
+        if words[page] & _REG_MASK == _BLOCKED_REG and words[va] == VA_WORD:
+            if owners[page] != owner or secs is None:
+                owner = owners[page]
+                secs = cpu.enclaves[owner]
+                limit, kept = tracked_before(secs), held(secs)
+            # Neighbours in the enclave are read, and forgotten, at once.
+            address = start = addresses[page]
+            while (
+                run < count
+                and words[page := pages[run]] & _REG_MASK == _BLOCKED_REG
+                and addresses[page] == address
+                and owners[page] == owner
+                and blocked[page] < limit
+                and address not in kept
+            ):
+                run += 1
+                address += PAGE_SIZE
+        if run == at or secs is None:
             try:
-                code = out.check(page)
+                code = _check_ewb(cpu, page, epc.address(va) + slots[at] * VA_SLOT_SIZE)
             except Fault:
-                if done:
+                if at:
                     break
                 raise
             if code:
                 return code, done
-            done.append(out.seal(page, slot * VA_SLOT_SIZE)[1:])
-    finally:
-        out.finish()
+            linaddr = addresses[page]
+            version, contents, pcmd = _seal(cpu, page)
+            _free(cpu, page, epc.address(va) + slots[at] * VA_SLOT_SIZE, version)
+            done.append((linaddr, contents, pcmd))
+            at += 1
+            continue
+        data = memoryview(secs.elrange.read(start, address - start))
+        eid = secs.eid
+        version = cpu.version
+        cpu.version += run - at
+        versions = memoryview(epc.contents[va]).cast("Q")
+        for offset, page, slot in zip(
+            range(0, address - start, PAGE_SIZE), pages[at:run], slots[at:run], strict=True
+        ):
+            linaddr = start + offset
+            version += 1
+            flags = words[page] & EPCM_SECINFO
+            sealed = encrypt(
+                _pack_iv(version),
+                data[offset : offset + PAGE_SIZE],
+                _pack_header(eid, linaddr, flags),
+            )
+            done.append((linaddr, sealed[:PAGE_SIZE], _pack_pcmd(flags, eid, sealed[PAGE_SIZE:])))
+            if versions[slot]:
+                cpu.evicted_secs.pop(versions[slot], None)
+            versions[slot] = version
+            words[page] = addresses[page] = 0
+            owners[page] = NO_SECS
+            del blocked[page]
+        at = run
+        secs.children -= (address - start) // PAGE_SIZE
+        secs.elrange.discard(start, address - start)
     return LeafCode.NO_ERROR, done
 
 
-class _Eviction:
-    """EWB of pages to slots of one VA page, operands apart."""
+def _idle(cpu: Processor, pages: Sequence[int], va: PageIndex) -> int:
+    """Count the pages before one that another leaf is at work on, or that holds the slots."""
+    barred = {va, *cpu.epc.busy}
+    if va in cpu.epc.busy:
+        raise Fault.gp("the VA page is in use by another leaf")
+    if barred.isdisjoint(pages):
+        return len(pages)
+    count = next(at for at, page in enumerate(pages) if page in barred)
+    if not count:
+        raise Fault.gp(f"EPC page {pages[0]} is in use by another leaf, or holds the slots")
+    return count
 
-    __slots__ = ("_ahead", "_cpu", "_discards", "_encrypt", "_held", "_va")
 
-    def __init__(self, cpu: Processor, va: PageIndex) -> None:
-        self._cpu = cpu
-        self._va = va
-        self._encrypt = cpu.paging_cipher().encrypt
-        self._held: dict[int, set[int]] = {}
-        # Contents read before their turn, by EPC page; what is to be forgotten: enclave, address.
-        self._ahead: dict[int, bytes] = {}
-        self._discards: list[tuple[SecsPage, int]] = []
+def _check_ewb(cpu: Processor, page: int, rdx: int) -> LeafCode:
+    """Make EWB's checks from the EPCM on."""
+    epc = cpu.epc
+    word = epc.words[page]
+    if not word & EPCM_VALID:
+        raise Fault.pf(epc.address(PageIndex(page)), "the EPC page is not valid")
+    if epc.words[epc.resolve(rdx)] != VA_WORD:
+        raise Fault.pf(rdx, "the slot is on no VA page")
+    kind = word >> SECINFO_PAGE_TYPE_SHIFT
+    if kind in CHILDREN:
+        if not word & EPCM_BLOCKED:
+            return LeafCode.PAGE_NOT_BLOCKED
+        secs = cpu.enclaves[epc.owners[page]]
+        if epc.blocked[page] >= tracked_before(secs) or epc.addresses[page] in held(secs):
+            return LeafCode.NOT_TRACKED
+    elif kind == PT_SECS and cpu.enclaves[page].children:
+        return LeafCode.CHILD_PRESENT
+    return LeafCode.NO_ERROR
 
-    def read_ahead(self, pages: Sequence[int]) -> None:
-        """Read the contents of neighbours at once; blocked pages change no more."""
-        epc = self._cpu.epc
-        words, owners, addresses = epc.words, epc.owners, epc.addresses
-        at = 0
-        while at < len(pages):
-            first = pages[at]
-            start = at
-            at += 1
-            if words[first] >> SECINFO_PAGE_TYPE_SHIFT != PT_REG:
-                continue
-            owner, address = owners[first], addresses[first]
-            while at < len(pages):
-                page = pages[at]
-                next_address = address + (at - start) * PAGE_SIZE
-                if owners[page] != owner or addresses[page] != next_address:
-                    break
-                if words[page] >> SECINFO_PAGE_TYPE_SHIFT != PT_REG:
-                    break
-                at += 1
-            if at - start > 1 and words[first] & EPCM_BLOCKED:
-                elrange = self._cpu.enclaves[owner].elrange
-                data = elrange.read(address, (at - start) * PAGE_SIZE)
-                for i in range(start, at):
-                    offset = (i - start) * PAGE_SIZE
-                    self._ahead[pages[i]] = data[offset : offset + PAGE_SIZE]
 
-    def check(self, page: int) -> LeafCode:
-        """Make EWB's checks from the EPCM on."""
-        cpu = self._cpu
-        epc = cpu.epc
-        word = epc.words[page]
-        if not word & EPCM_VALID:
-            raise Fault.pf(epc.address(PageIndex(page)), "the EPC page is not valid")
-        if not epc.valid(self._va) or epc.page_type(self._va) != PT_VA:
-            raise Fault.pf(epc.address(self._va), "the slot is on no VA page")
-        kind = word >> SECINFO_PAGE_TYPE_SHIFT
-        if kind in _CHILDREN:
-            if not word & EPCM_BLOCKED:
-                return LeafCode.PAGE_NOT_BLOCKED
-            secs = cpu.enclaves[epc.owners[page]]
-            cycle = epc.blocked[page]
-            if secs.cycle <= cycle:
-                return LeafCode.NOT_TRACKED
-            if secs.active():
-                if any(thread.cycle <= cycle for thread in secs.inside()):
-                    return LeafCode.NOT_TRACKED
-                if secs.page not in self._held:
-                    self._held[secs.page] = held(secs)
-                if epc.addresses[page] in self._held[secs.page]:
-                    return LeafCode.NOT_TRACKED
-        elif kind == PT_SECS and cpu.enclaves[page].children:
-            return LeafCode.CHILD_PRESENT
-        return LeafCode.NO_ERROR
-
-    def seal(self, page: int, slot: int) -> tuple[LeafCode, int, bytes, bytes]:
-        """Seal a page whose checks were passed; ``slot`` is the offset of the slot in its page."""
-        cpu = self._cpu
-        epc = cpu.epc
-        word, linaddr = epc.words[page], epc.addresses[page]
-        kind = word >> SECINFO_PAGE_TYPE_SHIFT
-        eid = enclaveid = 0
-        if kind in _CHILDREN:
-            secs = cpu.enclaves[epc.owners[page]]
-            eid = enclaveid = secs.eid
-            if kind == PT_TCS:
-                contents = _take_thread(cpu, secs, page)
-            else:
-                ahead = self._ahead.pop(page, None)
-                contents = secs.elrange.read(linaddr, PAGE_SIZE) if ahead is None else ahead
-                self._discards.append((secs, linaddr))
-            secs.children -= 1
-        elif kind == PT_SECS:
-            secs = cpu.enclaves.pop(page)
-            enclaveid = secs.eid
-            cpu.evicted_secs[enclaveid] = secs
-            contents = _secs_page(secs)
+def _seal(cpu: Processor, page: int) -> tuple[int, bytes, bytes]:
+    """Return the version under which the page is sealed now, its sealed bytes and its PCMD."""
+    epc = cpu.epc
+    word, linaddr = epc.words[page], epc.addresses[page]
+    kind = word >> SECINFO_PAGE_TYPE_SHIFT
+    eid = enclaveid = 0
+    if kind in CHILDREN:
+        secs = cpu.enclaves[epc.owners[page]]
+        eid = enclaveid = secs.eid
+        if kind == PT_TCS:
+            contents = cpu.threads[page].tcs_page(epc.contents[page])
         else:
-            contents = bytes(epc.contents[page])
-        flags = word & _SECINFO
-        cpu.version += 1
-        version = cpu.version
-        sealed = self._encrypt(_IV.pack(version), contents, _MAC_HDR.pack(eid, linaddr, flags))
-        slots = epc.contents[self._va]
-        occupied = any(slots[slot : slot + VA_SLOT_SIZE])
-        _SLOT.pack_into(slots, slot, version)
-        epc.clear(page)
-        code = LeafCode.VA_SLOT_OCCUPIED if occupied else LeafCode.NO_ERROR
-        return code, linaddr, sealed[:PAGE_SIZE], _PCMD.pack(flags, enclaveid, sealed[PAGE_SIZE:])
-
-    def finish(self) -> None:
-        """Forget the contents of what went out, neighbours at once."""
-        discards = self._discards
-        at = 0
-        while at < len(discards):
-            secs, address = discards[at]
-            end = at + 1
-            while (
-                end < len(discards)
-                and discards[end][0] is secs
-                and discards[end][1] == address + (end - at) * PAGE_SIZE
-            ):
-                end += 1
-            secs.elrange.discard(address, (end - at) * PAGE_SIZE)
-            at = end
-        discards.clear()
+            contents = secs.elrange.read(linaddr, PAGE_SIZE)
+    elif kind == PT_SECS:
+        enclaveid = cpu.enclaves[page].eid
+        contents = _secs_page(cpu.enclaves[page])
+    else:
+        contents = bytes(epc.contents[page])
+    flags = word & EPCM_SECINFO
+    cpu.version += 1
+    header = _pack_header(eid, linaddr, flags)
+    sealed = cpu.paging_cipher()[0](_pack_iv(cpu.version), contents, header)
+    return cpu.version, sealed[:PAGE_SIZE], _pack_pcmd(flags, enclaveid, sealed[PAGE_SIZE:])
 
 
-def _take_thread(cpu: Processor, secs: SecsPage, page: int) -> bytes:
-    """Return a TCS page with its run-time state, and forget the thread."""
-    thread = secs.threads.pop(page)
-    del cpu.threads[page]
-    words = thread.words
-    tcs = Tcs.decode(cpu.epc.contents[page])
-    return tcs.replace(
-        state=words[STATE], cssa=words[CSSA], aep=thread.quads[AEP], flags=thread.flags
-    ).encode()
+def _free(cpu: Processor, page: int, rdx: int, version: int) -> LeafCode:
+    """Leave the version of a sealed page in its slot, and make the EPC page invalid."""
+    epc = cpu.epc
+    kind = epc.page_type(page)
+    if kind in CHILDREN:
+        secs = cpu.enclaves[epc.owners[page]]
+        secs.children -= 1
+        if kind == PT_TCS:
+            del secs.threads[page]
+            del cpu.threads[page]
+        else:
+            secs.elrange.discard(epc.addresses[page], PAGE_SIZE)
+    elif kind == PT_SECS:
+        cpu.evicted_secs[version] = cpu.enclaves.pop(page)
+    epc.clear(page)
+    versions, slot = epc.contents[epc.resolve(rdx)], rdx % PAGE_SIZE
+    (before,) = _SLOT.unpack_from(versions, slot)
+    _SLOT.pack_into(versions, slot, version)
+    if not before:
+        return LeafCode.NO_ERROR
+    cpu.evicted_secs.pop(before, None)
+    return LeafCode.VA_SLOT_OCCUPIED
 
 
 def _secs_page(secs: SecsPage) -> bytes:
@@ -398,26 +341,43 @@ def _eld(
     if rdx % VA_SLOT_SIZE:
         raise Fault.gp("the VA slot is not 8-byte aligned")
     va = epc.resolve(rdx)
-    if page == va:
-        raise Fault.gp("the VA slot is on the page itself")
     with memory.user_access() as window:
         pageinfo = pageinfo_at(window, rbx)
-        if pageinfo.srcpge % PAGE_SIZE or pageinfo.secinfo % Pcmd.SIZE:
-            raise Fault.gp("SRCPGE is not page aligned or PCMD not 128-byte aligned")
-        if pageinfo.secs % PAGE_SIZE or pageinfo.linaddr % PAGE_SIZE:
-            raise Fault.gp("SECS or LINADDR is not page aligned")
-        owner = epc.resolve(pageinfo.secs) if pageinfo.secs else None
-        # Copied before they are judged: the leaf decides about what it has, and loads it.
-        contents = window.read(pageinfo.srcpge, PAGE_SIZE)
-        pcmd = window.read(pageinfo.secinfo, Pcmd.SIZE)
-    # The SECS may be shared with another load: its entry does not change.
-    if not epc.busy.isdisjoint((page, va)):
-        if conflict:
-            return LeafCode.EPC_PAGE_CONFLICT
-        raise Fault.gp("the EPC page or the VA page is in use by another leaf")
-    return eldu_page(
-        cpu, page, va, rdx % PAGE_SIZE, owner, pageinfo.linaddr, contents, pcmd, blocked=blocked
-    )
+        if pageinfo.secinfo % Pcmd.SIZE or pageinfo.srcpge % PAGE_SIZE:
+            raise Fault.gp("PCMD is not 128-byte aligned or SRCPGE not page aligned")
+        if not epc.busy.isdisjoint((page, va)):
+            if conflict:
+                return LeafCode.EPC_PAGE_CONFLICT
+            raise Fault.gp("the EPC page or the VA page is in use by another leaf")
+        epc.lock(page)
+        try:
+            _check_eld(cpu, page, rdx)
+            pcmd = window.read(pageinfo.secinfo, Pcmd.SIZE)
+            owner = _owner(cpu, pcmd, pageinfo.secs)
+            contents = window.read(pageinfo.srcpge, PAGE_SIZE)
+        finally:
+            epc.unlock((page,))
+    slot = rdx % PAGE_SIZE
+    return eldu_page(cpu, page, va, slot, owner, pageinfo.linaddr, contents, pcmd, blocked=blocked)
+
+
+def _check_eld(cpu: Processor, page: PageIndex, rdx: int) -> None:
+    epc = cpu.epc
+    if epc.valid(page):
+        raise Fault.pf(epc.address(page), "the EPC page is in use")
+    if epc.words[epc.resolve(rdx)] != VA_WORD:
+        raise Fault.pf(rdx, "the slot is on no VA page")
+
+
+def _owner(cpu: Processor, pcmd: bytes, secs: int) -> PageIndex | None:
+    """Make ELD's checks of PAGEINFO.SECS, which depend on the page's type."""
+    if pcmd[_PCMD_PAGE_TYPE] not in CHILDREN:
+        if secs:
+            raise Fault.gp("PAGEINFO.SECS is not zero for a page that no enclave addresses")
+        return None
+    if secs % PAGE_SIZE:
+        raise Fault.gp("PAGEINFO.SECS is not page aligned")
+    return cpu.epc.resolve(secs)
 
 
 def eldu_page(
@@ -437,47 +397,52 @@ def eldu_page(
     ``owner`` is the SECS of a REG, TCS or TRIM page and None for a SECS or VA page.
     """
     epc = cpu.epc
-    if epc.valid(page):
-        raise Fault.pf(epc.address(page), "the EPC page is in use")
-    if not epc.valid(va) or epc.page_type(va) != PT_VA:
-        raise Fault.pf(epc.address(va), "the slot is on no VA page")
-    flags, enclaveid, mac = _PCMD.unpack(pcmd)
-    if not Pcmd.reserved_is_zero(pcmd) or flags & ~_SECINFO:
-        raise Fault.gp("PCMD has reserved bits")
-    kind = flags >> SECINFO_PAGE_TYPE_SHIFT
-    secs: SecsPage | None = None
+    words = epc.words
+    if epc.busy and not epc.busy.isdisjoint((page, va)):
+        raise Fault.gp("the EPC page or the VA page is in use by another leaf")
+    if words[page] & EPCM_VALID:
+        raise Fault.pf(EPC_BASE + page * PAGE_SIZE, "the EPC page is in use")
+    if words[va] != VA_WORD:
+        raise Fault.pf(EPC_BASE + va * PAGE_SIZE + slot, "the slot is on no VA page")
+    secinfo, reserved, mac = _unpack_pcmd(pcmd)
+    kind = secinfo[_PCMD_PAGE_TYPE]
     eid = 0
-    if kind in _CHILDREN:
-        if owner is None or not epc.is_secs(owner):
-            raise Fault.pf(epc.address(owner or PageIndex(0)), "the page is no valid SECS")
+    if kind in CHILDREN:
+        if owner is None:
+            raise Fault.pf(0, "PAGEINFO.SECS does not resolve within the EPC")
+        if words[owner] != SECS_WORD:
+            raise Fault.pf(EPC_BASE + owner * PAGE_SIZE, "the page is no valid SECS")
         secs = cpu.enclaves[owner]
         eid = secs.eid
-    elif kind in {PT_SECS, PT_VA}:
-        if owner is not None:
-            raise Fault.gp("PAGEINFO.SECS is not zero for a SECS or VA page")
-    else:
-        raise Fault.gp(f"PCMD.SECINFO {flags:#x} is of no page that is swapped")
-    slots = epc.contents[va]
-    (version,) = _SLOT.unpack_from(slots, slot)
-    header = _MAC_HDR.pack(eid, linaddr, flags)
-    plain = cpu.unseal(_IV.pack(version), contents + mac, header)
-    if plain is None or (kind == PT_SECS and enclaveid not in cpu.evicted_secs):
+    elif owner is not None:
+        raise Fault.gp("PAGEINFO.SECS is not zero for a page that no enclave addresses")
+    versions = epc.contents[va]
+    (version,) = _SLOT.unpack_from(versions, slot)
+    _, decrypt, mismatch = cpu.paging_cipher()
+    header = _pack_header_of_pcmd(eid, linaddr, secinfo, reserved)
+    try:
+        plain = decrypt(_pack_iv(version), contents + mac, header)
+    except mismatch:
         return LeafCode.MAC_COMPARE_FAIL
-    _SLOT.pack_into(slots, slot, 0)
-    if secs is not None and owner is not None:
-        if kind == PT_TCS:
-            _put_thread(cpu, secs, page, linaddr, plain)
+    # What follows is as EWB has sealed it: so much of SECINFO is not zero.
+    _SLOT.pack_into(versions, slot, 0)
+    if owner is None:
+        if kind == PT_VA:
+            epc.contents[page] = bytearray(plain)
+            epc.set_va(page)
         else:
-            secs.elrange.write(linaddr, plain)
-        epc.set_child(page, flags, owner, linaddr)
-        secs.children += 1
-        if blocked:
-            epc.block(page, secs.cycle)
-    elif kind == PT_SECS:
-        _put_secs(cpu, page, enclaveid)
+            _put_secs(cpu, page, version)
+        return LeafCode.NO_ERROR
+    if kind == PT_TCS:
+        _put_thread(cpu, secs, page, linaddr, plain)
     else:
-        epc.contents[page] = bytearray(plain)
-        epc.set_va(page)
+        secs.elrange.write(linaddr, plain)
+    words[page] = EPCM_VALID | secinfo[0] | kind << SECINFO_PAGE_TYPE_SHIFT
+    epc.owners[page] = owner
+    epc.addresses[page] = linaddr
+    secs.children += 1
+    if blocked:
+        epc.block(page, secs.cycle)
     return LeafCode.NO_ERROR
 
 
@@ -490,42 +455,8 @@ def _put_thread(cpu: Processor, secs: SecsPage, page: PageIndex, linaddr: int, d
     cpu.threads[page] = thread
 
 
-def _put_secs(cpu: Processor, page: PageIndex, eid: int) -> None:
-    secs = cpu.evicted_secs.pop(eid)
+def _put_secs(cpu: Processor, page: PageIndex, version: int) -> None:
+    secs = cpu.evicted_secs.pop(version)
     secs.page = page
     cpu.enclaves[page] = secs
     cpu.epc.set_secs(page)
-
-
-# -- oversubscription ---------------------------------------------------------------------------------
-
-
-def erdinfo(cpu: Processor, memory: Memory, rbx: int, rcx: int) -> LeafCode:
-    """ERDINFO: RDINFO in RBX, the EPC page in RCX."""
-    epc = cpu.epc
-    if rbx % Rdinfo.SIZE or rcx % PAGE_SIZE:
-        raise Fault.gp("RDINFO is not 32-byte aligned or the EPC address not page aligned")
-    with memory.user_access() as window:
-        # The structure must be writable whatever the answer is.
-        window.write(rbx, window.read(rbx, Rdinfo.SIZE))
-        try:
-            page = epc.resolve(rcx)
-        except Fault:
-            window.write(rbx, Rdinfo(status=0, flags=0, enclavecontext=0).encode())
-            return LeafCode.PG_NONEPC
-        if page in epc.busy:
-            return LeafCode.EPC_PAGE_CONFLICT
-        word = epc.words[page]
-        if not word & EPCM_VALID:
-            window.write(rbx, Rdinfo(status=0, flags=0, enclavecontext=0).encode())
-            return LeafCode.PG_INVLD
-        kind = word >> SECINFO_PAGE_TYPE_SHIFT
-        flags = word & _SECINFO | (_RDINFO_BLOCKED if word & EPCM_BLOCKED else 0)
-        status = context = 0
-        if kind != PT_VA:
-            owner = page if kind == PT_SECS else epc.owners[page]
-            context = epc.address(PageIndex(owner))
-        if kind == PT_SECS and cpu.enclaves[page].children:
-            status = _RDINFO_CHILDPRESENT
-        window.write(rbx, Rdinfo(status=status, flags=flags, enclavecontext=context).encode())
-    return LeafCode.NO_ERROR

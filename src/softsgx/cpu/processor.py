@@ -11,13 +11,16 @@ from collections.abc import Callable
 from softsgx.arch.thread import MODE_INSIDE, TcsRecord, ThreadRecord
 from softsgx.cpu.epc import Epc, PageIndex
 from softsgx.cpu.identity import Identity
-from softsgx.cpu.memory import Elrange
 from softsgx.cpu.model import Model
 from softsgx.cpu.secs import SecsPage, Thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    from softsgx.arch.layout import Buffer
+
+    # (IV, contents, header) to sealed contents and MAC, and back; and what the way back raises.
+    Seal = Callable[[bytes, Buffer, bytes], bytes]
+    PagingCipher = tuple[Seal, Seal, type[Exception]]
 
 _MODE = ThreadRecord.OFFSETS["mode"] // 4
 
@@ -46,11 +49,12 @@ class Processor:
         self.epc = Epc(epc_pages)
         self.enclaves: dict[int, SecsPage] = {}
         self.threads: dict[int, Thread] = {}
-        # SECSs that EWB has taken out, by EID: what the manual has no field for stays here.
+        # SECSs that EWB has taken out, by the version in their slot: what the manual has no field for
+        # stays here until the version is spent or lost.
         self.evicted_secs: dict[int, SecsPage] = {}
         # The last version that EWB gave: no two pages are ever sealed under one.
         self.version = 0
-        self._paging_cipher: AESGCM | None = None
+        self._paging_cipher: PagingCipher | None = None
         self.next_eid = 1
         self.ia32_sgxlepubkeyhash = bytes(32)
         # CR_REPORT_KEYID: new at every start.
@@ -64,29 +68,16 @@ class Processor:
             return secs
         return self.enclaves.get(self.epc.owners[page])
 
-    def paging_cipher(self) -> "AESGCM":
-        """Return AES-GCM under CR_BASE_PK, which is new at every start."""
+    def paging_cipher(self) -> "PagingCipher":
+        """Return AES-GCM under CR_BASE_PK, which is new at every start: encrypt, decrypt, InvalidTag."""
         if self._paging_cipher is None:
             # Where no page is evicted, nothing is sealed.
+            from cryptography.exceptions import InvalidTag  # noqa: PLC0415
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
 
-            self._paging_cipher = AESGCM(os.urandom(16))
+            cipher = AESGCM(os.urandom(16))
+            self._paging_cipher = cipher.encrypt, cipher.decrypt, InvalidTag
         return self._paging_cipher
-
-    def unseal(self, iv: bytes, sealed: bytes, header: bytes) -> bytes | None:
-        """Return what EWB has sealed, None if one bit of anything differs."""
-        from cryptography.exceptions import InvalidTag  # noqa: PLC0415  # as paging_cipher
-
-        try:
-            return self.paging_cipher().decrypt(iv, sealed, header)
-        except InvalidTag:
-            return None
-
-    def forget_evicted(self, elrange: Elrange) -> None:
-        """Drop what is kept of an evicted SECS, by its pages: nobody will bring it back."""
-        for eid, secs in list(self.evicted_secs.items()):
-            if secs.elrange is elrange:
-                del self.evicted_secs[eid]
 
     def thread_gone(self, lp: "LogicalProcessor") -> None:
         """Take a dead thread out of its enclave: as an AEX leaves it, but that nothing was saved."""

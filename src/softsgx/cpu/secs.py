@@ -160,6 +160,12 @@ class Thread:
         self.words = record.cast("I")
         self.quads = record.cast("Q")
 
+    def tcs_page(self, contents: bytearray) -> bytes:
+        """Return the contents of the TCS's EPC page with the run-time state."""
+        words = self.words
+        tcs = Tcs.decode(contents)
+        return tcs.replace(state=words[STATE], cssa=words[CSSA], aep=self.quads[AEP]).encode()
+
     def set_flags(self, flags: int) -> None:
         """Store FLAGS, as EDBGWR does."""
         self.flags = flags

@@ -479,8 +479,6 @@ class Encl:
         if self.secs_page is not None:
             lost += not self._free_epc_page(self.secs_page)
             self.secs_page = None
-        elif self._secs_slot >= 0:
-            self.cpu.forget_evicted(self.elrange)
         self._secs_slot = -1
         for page in self.va_pages.clear():
             lost += not self._free_epc_page(page)
