@@ -228,7 +228,9 @@ def test_whose_secs_it_is_stands_in_what_was_sealed(pager: Any) -> None:
     assert not pager.eld(outs[0], machine.allocate())
 
 
-@pytest.mark.parametrize("how", ["EREMOVE of the VA page", "EWB to the same slot", "ELDU"])
+@pytest.mark.parametrize(
+    "how", ["EREMOVE of the VA page", "EWB to the same slot", "EWB of several", "ELDU"]
+)
 def test_an_evicted_secs_is_kept_as_long_as_its_version(pager: Any, how: str) -> None:
     machine = pager.machine
     secs = machine.create(attributes=4, baseaddr=OTHER_BASE)
@@ -241,6 +243,11 @@ def test_an_evicted_secs_is_kept_as_long_as_its_version(pager: Any, how: str) ->
         page = data_page(pager)
         pager.block(page)
         assert pager.ewb(page, 5)[0] is LeafCode.VA_SLOT_OCCUPIED
+    elif how == "EWB of several":
+        machine.secs_page = pager.cpu.epc.owners[tcs_page(pager)]
+        page = data_page(pager)
+        pager.block(page)
+        assert paging.ewb_pages(pager.cpu, [page], pager.va, [5])[1]
     else:
         assert not encls.eremove(pager.cpu, machine.address(pager.va))
     assert not pager.cpu.evicted_secs
@@ -302,6 +309,38 @@ def test_pages_go_out_together_as_one_by_one(pager: Any) -> None:
     assert pager.cpu.epc.words[pages[3]] & (SECINFO_R | SECINFO_W) == SECINFO_R
     assert machine.secs.children == len(machine.table)
     pager.cpu.epc.check()
+
+
+def test_pages_of_two_enclaves_go_out_together(pager: Any) -> None:
+    # At the same addresses, so that they look like neighbours.
+    machine, epc = pager.machine, pager.cpu.epc
+    first = machine.secs
+    pages = [data_page(pager, number) for number in range(4)]
+    machine.create(attributes=4)
+    second = machine.secs
+    for number in (1, 2):
+        offset = machine.DATA + number * 4096
+        pages[number] = machine.add(offset, bytes([number]) * 4096, READ_WRITE, measure=False)
+    for page in pages:
+        assert not pager.eblock(page)
+    # Of the first enclave nothing is tracked.
+    assert not pager.etrack()
+    assert paging.ewb_pages(pager.cpu, pages, pager.va, range(4)) == (LeafCode.NOT_TRACKED, [])
+    code, outs = paging.ewb_pages(pager.cpu, [*pages[1:3], pages[0]], pager.va, range(3))
+    assert (code, len(outs)) == (LeafCode.NOT_TRACKED, 2)
+    for slot, (page, out) in enumerate(zip(pages[1:3], outs, strict=True)):
+        assert not load(pager, page, slot, out)
+        assert second.elrange.read(out[0], 4096) == bytes([slot + 1]) * 4096
+        assert not pager.eblock(page)
+    assert not pager.etrack()
+    assert not paging.etrack(pager.cpu, machine.address(first.page))
+    code, outs = paging.ewb_pages(pager.cpu, pages, pager.va, range(4))
+    assert (code, len(outs)) == (LeafCode.NO_ERROR, 4)
+    assert [Pcmd.decode(out[2]).enclaveid for out in outs] == [
+        secs.eid for secs in (first, second, second, first)
+    ]
+    assert (first.children, second.children) == (len(machine.table) - 2, 0)
+    epc.check()
 
 
 def test_the_last_children_and_their_secs_go_out_together(pager: Any) -> None:
@@ -525,6 +564,11 @@ def test_a_blocked_page_can_be_debugged_measured_and_removed(pager: Any, machine
     assert encls.edbgwr(cpu, machine.address(tcs_page(pager)) + 8, 1) is LeafCode.NO_ERROR
     assert encls.eremove(cpu, rcx) is LeafCode.NO_ERROR
     assert encls.eremove(cpu, machine.address(tcs_page(pager))) is LeafCode.NO_ERROR
+    assert not cpu.epc.blocked
+    last = [data_page(pager, number) for number in (2, 3)]
+    for page in last:
+        pager.block(page)
+    assert encls.eremove_pages(cpu, last[0], 2) == (LeafCode.NO_ERROR, 2)
     assert not cpu.epc.blocked
     cpu.epc.check()
 
