@@ -75,6 +75,7 @@ def test_a_standard_stream_may_be_closed(softsgx: "Harness", closed: str, option
         ["--epc", "100"],
         ["--trace"],
         ["--trace", "/nonexistent/trace"],
+        ["--stats-json", "/nonexistent/stats"],
         ["--epc=128M"],
         [],
     ],

@@ -38,6 +38,7 @@ class Given:
         self.state: str | None = None
         self.trace: str | None = None
         self.stats = False
+        self.stats_json: str | None = None
         self.kill_on_exit = False
         self.leave_text = False
         self.program = ""
@@ -49,7 +50,12 @@ _FLAGS = {
     "--kill-on-exit": "kill_on_exit",
     "--leave-text": "leave_text",
 }
-_VALUES = {"--epc": "epc", "--state": "state", "--trace": "trace"}
+_VALUES = {
+    "--epc": "epc",
+    "--state": "state",
+    "--stats-json": "stats_json",
+    "--trace": "trace",
+}
 
 
 def parse(arguments: "Sequence[str]") -> Given | None:
@@ -89,6 +95,9 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
         "--stats", action="store_true", help="tell at the end, on standard error, what happened"
     )
     parser.add_argument(
+        "--stats-json", metavar="FILE", help="write the same at the end as one JSON object"
+    )
+    parser.add_argument(
         "--trace", metavar="FILE", help="write a JSON line for each ioctl, leaf and exit"
     )
     parser.add_argument(
@@ -107,12 +116,12 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
     )
 
 
-def _trace_file(path: str) -> "IO[str]":
+def _file(option: str, path: str) -> "IO[str]":
     # Not by pathlib, which would cost every start 5 ms.
     try:
         return open(path, "w", buffering=1, encoding="utf-8")  # noqa: PTH123
     except OSError as error:
-        raise SoftsgxError(f"--trace {path}: {error.strerror}") from None
+        raise SoftsgxError(f"{option} {path}: {error.strerror}") from None
 
 
 def main(args: "Given | argparse.Namespace") -> int:
@@ -124,7 +133,8 @@ def main(args: "Given | argparse.Namespace") -> int:
     from softsgx.run.spawn import ProgramNotFound  # noqa: PLC0415
 
     epc = _size(args.epc)
-    trace = _trace_file(args.trace) if args.trace else None
+    trace = _file("--trace", args.trace) if args.trace else None
+    stats_json = _file("--stats-json", args.stats_json) if args.stats_json else None
     try:
         status = run_program(
             [args.program, *args.args],
@@ -132,6 +142,7 @@ def main(args: "Given | argparse.Namespace") -> int:
             state=State(args.state),
             trace=trace,
             stats=args.stats,
+            stats_json=stats_json,
             kill_on_exit=args.kill_on_exit,
             leave_text=args.leave_text,
         )
@@ -139,6 +150,7 @@ def main(args: "Given | argparse.Namespace") -> int:
         sys.stderr.write(f"softsgx: {missing}\n")
         return missing.status
     finally:
-        if trace is not None:
-            trace.close()
+        for file in (trace, stats_json):
+            if file is not None:
+                file.close()
     return exit_like(status)

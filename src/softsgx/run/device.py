@@ -98,7 +98,6 @@ class DeviceCalls:
                 )
         self._observer.ioctl(tracee, request, result, error, started)
         if isinstance(file, EnclaveFile) and len(file.encl.page_array) != pages:
-            self._observer.pages_added += len(file.encl.page_array) - pages
             self._settle_added(tracee, file, argument)
         if result == -errno.EINTR:
             self._restart(tracee)

@@ -64,6 +64,7 @@ class Machine:
         self._doomed: list[EnclaveFile | ProvisionFile] = []
         self._records = RecordTable()
         platform.processor.tcs_records = self._records.tcs
+        observer.observe(platform.driver)
         self.keeper = Keeper()
         self.files = DeviceFiles()
         self.device = DeviceCalls(
@@ -104,6 +105,8 @@ class Machine:
                     os.close(opened)
             raise
         self._watched[watch] = file, lease
+        if isinstance(file, EnclaveFile):
+            self._observer.openers[file.encl] = tracee.process.pid
         if not tracee.process.filtered and not tracee.process.interrupted:
             # It stops where its open returns, and the second filter is put in place there.
             tracee.process.interrupted = tracee.must_filter = True

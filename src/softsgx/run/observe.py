@@ -2,7 +2,7 @@
 """What happened in a run: the counters of `--stats` and the lines of `--trace`.
 
 Owns the counters and the trace file. A trace line is one JSON object: an ioctl, a leaf, an
-asynchronous exit, or a refusal with its reason in words.
+asynchronous exit, what happened to an enclave's pages, or a refusal with its reason in words.
 """
 
 import errno
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from typing import IO, Any
 
     from softsgx.cpu.transition import Event
+    from softsgx.driver.driver import Driver
+    from softsgx.driver.encl import Encl
     from softsgx.errors import DriverError, Fault
+    from softsgx.run.report import LargestEnclaves
     from softsgx.run.tracee import Tracee
 
 IOCTL_NAMES = {
@@ -39,20 +42,27 @@ VECTOR_NAMES = {
     19: "#XM",
 }
 _CREATE = 0x4008A400
-_EENTER, _ERESUME, _EEXIT = 2, 3, 4
 
 
 class Observer:
-    """Counts what happens, and writes it down where asked to."""
+    """Counts what happens, and writes it down where asked to; the driver's EnclEvents too.
+
+    With `report` the enclaves that have ended are remembered.
+    """
 
     now = staticmethod(time.perf_counter)
 
-    def __init__(self, trace: "IO[str] | None" = None) -> None:
+    def __init__(self, trace: "IO[str] | None" = None, *, report: bool = False) -> None:
         self._trace = trace
-        self._started = self.now()
+        self._report = report
+        self.started = self.now()
         self._said: set[str] = set()
+        # The pages are counted by the driver, where there is one.
+        self.driver: Driver | None = None
+        # Which process opened the node of an enclave that has not ended.
+        self.openers: dict[Encl, int] = {}
+        self.seen: LargestEnclaves | None = None
         self.enclaves = 0
-        self.pages_added = 0
         self.leaves: dict[int, int] = {}
         self.faulted_leaves = 0
         self.exits: dict[int | None, int] = {}
@@ -132,6 +142,48 @@ class Observer:
             code = errno.errorcode.get(error.errno, str(error.errno))
             self._write(tracee, {"call": call, "errno": code, "reason": error.reason})
 
+    # -- what the driver tells (EnclEvents): it happens in no thread's service in particular ----
+
+    def observe(self, driver: "Driver") -> None:
+        """Hear from the driver what happens to its enclaves."""
+        self.driver = driver
+        driver.events = self
+
+    def evicted(self, encl: "Encl", pages: int) -> None:
+        """Pages were written to the store, and have left the EPC."""
+        if self._trace is not None:
+            self._write_of(encl, {"evicted": pages})
+
+    def reloaded(self, encl: "Encl", address: int) -> None:
+        """A page is in the EPC again."""
+        if self._trace is not None:
+            self._write_of(encl, {"reloaded": f"{address:#x}"})
+
+    def killed(self, encl: "Encl", reason: str) -> None:
+        """An enclave had to give way."""
+        self.warn_once(
+            "killed",
+            f"the enclave of process {self.openers.get(encl, 0)} at {encl.base:#x} is killed: {reason}",
+        )
+        if self._trace is not None:
+            self._write_of(encl, {"killed": True, "reason": reason})
+
+    def backing_fault(self, encl: "Encl", address: int, reason: str) -> None:
+        """The store failed for a page."""
+        if self._trace is not None:
+            self._write_of(encl, {"backing_fault": f"{address:#x}", "reason": reason})
+
+    def ended(self, encl: "Encl") -> None:
+        """An enclave is about to be released."""
+        pid = self.openers.pop(encl, 0)
+        if self._report and encl.created:
+            from softsgx.run.report import LargestEnclaves, enclave_object  # noqa: PLC0415
+
+            self.seen = self.seen or LargestEnclaves()
+            self.seen.enter(enclave_object(encl, [pid] if pid else []))
+
+    # -- what is said -----------------------------------------------------------------------
+
     def warn(self, message: str) -> None:
         """Say something to the user, on standard error."""
         sys.stderr.write(f"softsgx: warning: {message}\n")
@@ -149,44 +201,15 @@ class Observer:
         self.warn(f"internal error at thread {tid}\n{traceback.format_exc()}")
 
     def _write(self, tracee: "Tracee", line: "dict[str, Any]") -> None:
+        self._write_line({"pid": tracee.process.pid, "tid": tracee.tid, **line})
+
+    def _write_of(self, encl: "Encl", line: "dict[str, Any]") -> None:
+        self._write_line({"pid": self.openers.get(encl, 0), "enclave": f"{encl.base:#x}", **line})
+
+    def _write_line(self, line: "dict[str, Any]") -> None:
         if self._trace is None:
             return
         import json  # noqa: PLC0415  (only a traced run needs it)
 
-        head = {"time": round(self.now() - self._started, 6), "pid": tracee.process.pid}
-        self._trace.write(json.dumps({**head, "tid": tracee.tid, **line}) + "\n")
-
-    def report(self) -> str:
-        """Describe the run for a reader."""
-        enters = self.leaves.get(_EENTER, 0)
-        resumes = self.leaves.get(_ERESUME, 0)
-        vectors = ", ".join(
-            f"{VECTOR_NAMES.get(vector, vector)} {count}"
-            for vector, count in sorted(self.exits.items(), key=lambda item: item[0] or -1)
-        )
-        ioctls = ", ".join(
-            f"{name.removeprefix('SGX_IOC_ENCLAVE_')} {count}"
-            for name, count in self.ioctls.items()
-        )
-        rows = [
-            ("enclaves", f"{self.enclaves}"),
-            ("pages added", f"{self.pages_added}"),
-            ("ioctls", (ioctls or "none") + f"  ({self.refusals} refused)" * bool(self.refusals)),
-            ("EENTER", f"{enters}"),
-            ("EEXIT", f"{self.leaves.get(_EEXIT, 0)}"),
-            ("AEX", f"{sum(self.exits.values())}" + (f"  ({vectors})" if vectors else "")),
-            ("ERESUME", f"{resumes}"),
-            ("leaves faulted", f"{self.faulted_leaves}"),
-            ("CPUID answered", f"{self.cpuids}"),
-            (
-                "CPUID unproven",
-                ", ".join(f"{path} ({count})" for path, count in self.unproven.items()) or "none",
-            ),
-            ("path calls", f"{self.path_calls} asked"),
-            ("processes", f"{self.processes}"),
-            ("time in ioctls", f"{self.ioctl_seconds:.3f} s"),
-            ("time in all", f"{self.now() - self._started:.3f} s"),
-        ]
-        lines = ["softsgx (software, for testing; not secure):"]
-        lines += [f"  {name:<15}{value}" for name, value in rows]
-        return "\n".join(lines) + "\n"
+        head = {"time": round(self.now() - self.started, 6)}
+        self._trace.write(json.dumps({**head, **line}) + "\n")

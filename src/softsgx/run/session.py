@@ -91,12 +91,13 @@ def run_program(
     state: "State",
     trace: "IO[str] | None" = None,
     stats: bool = False,
+    stats_json: "IO[str] | None" = None,
     kill_on_exit: bool = False,
     leave_text: bool = False,
 ) -> int:
     """Run a program and all its descendants; give the first one's wait status.
 
-    With `leave_text` no byte of any program's text is changed.
+    `stats` says on standard error what happened, `stats_json` takes it as one JSON object. With `leave_text` no byte of any program's text is changed.
     """
     require_host()
     program = find_program(argv[0])
@@ -107,7 +108,8 @@ def run_program(
     limits = raise_limits()
     vdso = VdsoImage.load()
     xcr0 = vdso.native_xgetbv(0)
-    observer = Observer(trace)
+    report = stats or stats_json is not None
+    observer = Observer(trace, report=report)
     model = Model(epc, xcr0, xsave_sizes(vdso, xcr0), vdso.native_cpuid(0)[0])
     vdso.answer_cpuid_by(model.cpuid_rows)
     state.prepare()
@@ -137,12 +139,29 @@ def run_program(
         xcr0,
         kill_on_exit=kill_on_exit,
         leave_text=leave_text,
-        detours=trace is None and not stats,
+        detours=trace is None and not report,
     )
     status = supervisor.follow(pid, listener, mask, ignored)
-    if stats:
-        sys.stderr.write(observer.report())
+    if report:
+        _report(observer, model, stats, stats_json)
     return status
+
+
+def _report(observer: Observer, model: Model, stats: bool, stats_json: "IO[str] | None") -> None:
+    from softsgx.run.report import Report  # noqa: PLC0415  (few runs are asked)
+
+    report = Report(observer, model.epc_bytes // n.PAGE_SIZE)
+    if stats:
+        sys.stderr.write(report.as_text())
+    if stats_json is not None:
+        from json import dumps  # noqa: PLC0415
+
+        try:
+            with stats_json:
+                stats_json.write(dumps(report.as_object(), indent=2) + "\n")
+        except OSError as error:
+            # The status to come is the program's own.
+            observer.warn(f"--stats-json {stats_json.name}: {error.strerror}")
 
 
 def exit_like(status: int) -> "NoReturn":

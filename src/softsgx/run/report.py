@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run says at its end: `--stats` for a reader, `--stats-json` for a machine.
+
+Owns the list of the largest enclaves, which is as long as a reader can use, however many there were.
+"""
+
+from softsgx.driver.encl_stats import COUNTERS, EnclStats
+from softsgx.run.observe import VECTOR_NAMES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from softsgx.driver.encl import Encl
+    from softsgx.run.observe import Observer
+
+MARK = "software, for testing; not secure"
+_MOST = 20
+_EENTER, _ERESUME, _EEXIT = 2, 3, 4
+
+
+def enclave_object(encl: "Encl", pids: "list[int]") -> "dict[str, Any]":
+    """Describe an enclave that was created; `pids` are the processes that have it."""
+    return {
+        "pids": pids,
+        "base": f"{encl.base:#x}",
+        "size": encl.size,
+        "initialized": encl.initialized,
+        "pages": len(encl.page_array),
+        **encl.stats.as_dict(),
+    }
+
+
+def amount(size: int) -> str:
+    """Write a number of bytes shortly, as `--epc` takes it where it is a whole one."""
+    units = iter("KMGTPE")
+    unit, value = "", float(size)
+    while value >= 1024:
+        unit, value = next(units), value / 1024
+    return f"{value:.0f}{unit}" if value == int(value) else f"{value:.1f}{unit}"
+
+
+class LargestEnclaves:
+    """The enclaves with most pages, by their objects, and the sum of all others."""
+
+    def __init__(self) -> None:
+        self._largest: list[dict[str, Any]] = []
+        self.others = dict.fromkeys(("enclaves", "pages", *COUNTERS), 0)
+
+    def enter(self, enclave: "dict[str, Any]") -> None:
+        """Take an enclave in."""
+        self._largest.append(enclave)
+        if len(self._largest) > 2 * _MOST:
+            self.largest()
+
+    def largest(self) -> "list[dict[str, Any]]":
+        """Give the largest, by falling size; the rest goes to the others."""
+        self._largest.sort(key=lambda enclave: -int(enclave["pages"]))
+        for enclave in self._largest[_MOST:]:
+            self.others["enclaves"] += 1
+            for name in ("pages", *COUNTERS):
+                self.others[name] += enclave[name]
+        del self._largest[_MOST:]
+        return self._largest
+
+
+class Report:
+    """Says what an observer has seen."""
+
+    def __init__(self, observer: "Observer", epc_pages: int) -> None:
+        self._observer = observer
+        self._epc_pages = epc_pages
+        self._seconds = observer.now() - observer.started
+        self._peak = 0
+        self._total = EnclStats()
+        self._enclaves = LargestEnclaves() if observer.seen is None else observer.seen
+        driver = observer.driver
+        if driver is not None:
+            self._peak = driver.epc.total - driver.epc.fewest_free
+            self._total = driver.stats.total()
+            for encl in driver.stats.live:
+                if encl.created:
+                    pids = [observer.openers[encl]] if encl in observer.openers else []
+                    self._enclaves.enter(enclave_object(encl, pids))
+
+    def as_object(self) -> "dict[str, Any]":
+        """Give everything as one object of JSON."""
+        from softsgx import __version__  # noqa: PLC0415  (not needed for the text)
+
+        seen = self._observer
+        return {
+            "softsgx": __version__,
+            "warning": MARK,
+            "epc_pages": self._epc_pages,
+            "epc_pages_peak": self._peak,
+            "enclaves": seen.enclaves,
+            **self._total.as_dict(),
+            "ioctls": seen.ioctls,
+            "refused": seen.refusals,
+            "eenter": seen.leaves.get(_EENTER, 0),
+            "eexit": seen.leaves.get(_EEXIT, 0),
+            "eresume": seen.leaves.get(_ERESUME, 0),
+            "aex": {VECTOR_NAMES.get(v, str(v)): count for v, count in seen.exits.items()},
+            "leaves_faulted": seen.faulted_leaves,
+            "cpuid_answered": seen.cpuids,
+            "cpuid_unproven": seen.unproven,
+            "path_calls": seen.path_calls,
+            "processes": seen.processes,
+            "seconds_in_ioctls": round(seen.ioctl_seconds, 6),
+            "seconds": round(self._seconds, 6),
+            "largest_enclaves": self._enclaves.largest(),
+            "other_enclaves": self._enclaves.others,
+        }
+
+    def as_text(self) -> str:
+        """Describe the run for a reader."""
+        lines = [f"softsgx ({MARK}):"]
+        lines += [f"  {name:<15}{value}" for name, value in self._rows()]
+        return "\n".join([*lines, *self._table()]) + "\n"
+
+    def _rows(self) -> "list[tuple[str, str]]":
+        seen, total = self._observer, self._total
+        vectors = ", ".join(
+            f"{VECTOR_NAMES.get(vector, vector)} {count}"
+            for vector, count in sorted(seen.exits.items(), key=lambda item: item[0] or -1)
+        )
+        ioctls = ", ".join(
+            f"{name.removeprefix('SGX_IOC_ENCLAVE_')} {count}"
+            for name, count in seen.ioctls.items()
+        )
+        unproven = ", ".join(f"{path} ({count})" for path, count in seen.unproven.items())
+        return [
+            ("enclaves", f"{seen.enclaves}"),
+            ("pages added", f"{total.added}"),
+            ("EPC", f"{self._epc_pages} pages, {self._peak} resident at the peak"),
+            ("evictions", f"{total.evictions}"),
+            ("reloads", f"{total.reloads}"),
+            ("kills", f"{total.kills}"),
+            ("backing", f"{total.backing_bytes} bytes, {total.backing_faults} faults"),
+            ("ioctls", (ioctls or "none") + f"  ({seen.refusals} refused)" * bool(seen.refusals)),
+            ("EENTER", f"{seen.leaves.get(_EENTER, 0)}"),
+            ("EEXIT", f"{seen.leaves.get(_EEXIT, 0)}"),
+            ("AEX", f"{sum(seen.exits.values())}" + (f"  ({vectors})" if vectors else "")),
+            ("ERESUME", f"{seen.leaves.get(_ERESUME, 0)}"),
+            ("leaves faulted", f"{seen.faulted_leaves}"),
+            ("CPUID answered", f"{seen.cpuids}"),
+            ("CPUID unproven", unproven or "none"),
+            ("path calls", f"{seen.path_calls} asked"),
+            ("processes", f"{seen.processes}"),
+            ("time in ioctls", f"{seen.ioctl_seconds:.3f} s"),
+            ("time in all", f"{self._seconds:.3f} s"),
+        ]
+
+    def _table(self) -> "list[str]":
+        columns = ("pages", "resident", "evictions", "reloads")
+        enclaves = self._enclaves.largest()
+        if not enclaves:
+            return []
+        heads = "".join(f"{name:>11}" for name in columns)
+        lines = [f"  enclave of     {'base':>14}{'size':>8}{heads}"]
+        for enclave in enclaves:
+            of = f"process {enclave['pids'][0]}" if enclave["pids"] else ""
+            place = f"{enclave['base']:>14}{amount(enclave['size']):>8}"
+            counts = "".join(f"{enclave[name]:>11}" for name in columns)
+            killed = "  killed" if enclave["kills"] else ""
+            lines.append(f"  {of:<15}{place}{counts}{killed}")
+        if self._enclaves.others["enclaves"]:
+            of = f"{self._enclaves.others['enclaves']} others"
+            counts = "".join(f"{self._enclaves.others[name]:>11}" for name in columns)
+            lines.append(f"  {of:<15}{'':>22}{counts}")
+        return lines
