@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 class Driver:
     """The SGX driver of mainline Linux over one processor."""
 
+    name = "mainline"
+
     def __init__(self, processor: "Processor") -> None:
         self.processor = processor
         self.epc = EpcAllocator(processor.epc.pages)

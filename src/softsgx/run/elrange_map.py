@@ -159,6 +159,10 @@ class EnclaveMap:
         vma = self._vmas[at]
         return vma if address < vma.end else None
 
+    def files(self) -> "set[EnclaveFile]":
+        """Give the open files that are mapped."""
+        return {vma.file for vma in self._vmas}
+
     def overlapping(self, start: int, end: int) -> list[EnclaveVma]:
         """Give the pieces of mappings that lie in [start, end)."""
         return [vma.part(start, end) for vma in self._vmas[self._span(start, end)]]

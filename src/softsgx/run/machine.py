@@ -2,7 +2,7 @@
 """What serves SGX in a run: made when one of its programs first asks, which most never do.
 
 Owns the platform, the open device files with the inotify watches that tell their last references,
-the shared records, the keeper. Used by the supervisor's one thread.
+the shared records, the keeper, the control socket. Used by the supervisor's one thread.
 """
 
 import ctypes
@@ -12,7 +12,9 @@ import struct
 
 from softsgx.driver.driver import EnclaveFile
 from softsgx.driver.nodes import ENCLAVE
+from softsgx.errors import SoftsgxError
 from softsgx.run import ptrace
+from softsgx.run.control import Control
 from softsgx.run.device import DeviceCalls
 from softsgx.run.device_files import DeviceFiles
 from softsgx.run.enclave_traps import EnclaveTraps
@@ -22,10 +24,14 @@ from softsgx.run.revoke import Revoker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from softsgx.driver.driver import ProvisionFile
+    from softsgx.driver.encl import Encl
     from softsgx.driver.platform import Platform
     from softsgx.run.observe import Observer
     from softsgx.run.tracee import Tracee
+    from softsgx.run.waiting import Waiter
 
 _IN_CLOSE = 0x18
 
@@ -45,7 +51,8 @@ def is_last(lease: int) -> bool:
 class Machine:
     """The platform of a run, and what carries out the calls and traps that concern it.
 
-    `tracees` is the supervisor's own table, and `inotify` its descriptor for the watches.
+    `tracees` is the supervisor's own table, and `inotify` its descriptor for the watches. For
+    whatever else its `waiter` is made to wait for, it calls `answer`.
     """
 
     def __init__(
@@ -54,12 +61,16 @@ class Machine:
         observer: "Observer",
         xcr0: int,
         inotify: int,
+        waiter: "Waiter",
         tracees: "dict[int, Tracee]",
     ) -> None:
         self._platform = platform
         self._inotify = inotify
         self._observer = observer
         self._tracees = tracees
+        self._waiter = waiter
+        self._control: Control | None = None
+        self._control_tried = False
         self._watched: dict[int, tuple[EnclaveFile | ProvisionFile, int]] = {}
         self._doomed: list[EnclaveFile | ProvisionFile] = []
         self._records = RecordTable()
@@ -74,6 +85,8 @@ class Machine:
 
     def close(self) -> None:
         """Let the keeper go, and what the platform has for this run only."""
+        if self._control is not None:
+            self._control.close()
         self.keeper.close()
         self._platform.close()
 
@@ -85,6 +98,7 @@ class Machine:
         """Open a device node for a program; give our descriptor of the file."""
         # What the program has closed by now has no descriptors of ours any more.
         self.on_release()
+        self._start_control()
         driver = self._platform.driver
         file: EnclaveFile | ProvisionFile
         file = driver.open_enclave() if node == ENCLAVE else driver.open_provision()
@@ -112,6 +126,44 @@ class Machine:
             tracee.process.interrupted = tracee.must_filter = True
             ptrace.interrupt(tracee.tid)
         return fd
+
+    # -- the control socket -----------------------------------------------------------------
+
+    def _start_control(self) -> None:
+        if self._control_tried:
+            return
+        self._control_tried = True
+        try:
+            self._control = Control(self._snapshot)
+        except (OSError, SoftsgxError):
+            # The programs do without; `softsgx top` says where it looks.
+            return
+        self._waiter.watch(self._control.fd)
+
+    def answer(self) -> None:
+        """Answer who has connected to the control socket."""
+        if self._control is None:
+            return
+        try:
+            goes_on = self._control.answer()
+        except Exception:  # noqa: BLE001  (who looks on must not end a run)
+            self._observer.internal_error("at the control socket")
+            goes_on = False
+        if not goes_on:
+            self._waiter.forget(self._control.fd)
+            self._control.close()
+            self._control = None
+
+    def _snapshot(self) -> "dict[str, Any]":
+        from softsgx.run.report import snapshot  # noqa: PLC0415  (few runs are asked)
+
+        pids: dict[Encl, set[int]] = {}
+        for process in {tracee.process for tracee in self._tracees.values()}:
+            for file in process.mm.enclaves.files() if process.mm.enclaves is not None else ():
+                pids.setdefault(file.encl, set()).add(process.pid)
+        return snapshot(self._observer, pids)
+
+    # -- open files -------------------------------------------------------------------------
 
     @staticmethod
     def _descriptor_of(file: "EnclaveFile | ProvisionFile", flags: int) -> int:

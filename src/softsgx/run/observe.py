@@ -11,6 +11,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import IO, Any
 
     from softsgx.cpu.transition import Event
@@ -47,14 +48,22 @@ _CREATE = 0x4008A400
 class Observer:
     """Counts what happens, and writes it down where asked to; the driver's EnclEvents too.
 
-    With `report` the enclaves that have ended are remembered.
+    `command` is what is run. With `report` the enclaves that have ended are remembered.
     """
 
     now = staticmethod(time.perf_counter)
 
-    def __init__(self, trace: "IO[str] | None" = None, *, report: bool = False) -> None:
+    def __init__(
+        self,
+        trace: "IO[str] | None" = None,
+        *,
+        command: "Sequence[str]" = (),
+        report: bool = False,
+    ) -> None:
         self._trace = trace
         self._report = report
+        self.command = command
+        self.began = time.time()
         self.started = self.now()
         self._said: set[str] = set()
         # The pages are counted by the driver, where there is one.
@@ -194,11 +203,11 @@ class Observer:
             self._said.add(subject)
             self.warn(message)
 
-    def internal_error(self, tid: int) -> None:
-        """The supervisor failed at a stop or call of this thread."""
+    def internal_error(self, where: str) -> None:
+        """The supervisor failed, as at a stop or call of a thread."""
         import traceback  # noqa: PLC0415  (never needed, we hope)
 
-        self.warn(f"internal error at thread {tid}\n{traceback.format_exc()}")
+        self.warn(f"internal error {where}\n{traceback.format_exc()}")
 
     def _write(self, tracee: "Tracee", line: "dict[str, Any]") -> None:
         self._write_line({"pid": tracee.process.pid, "tid": tracee.tid, **line})

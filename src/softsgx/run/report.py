@@ -1,21 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run says at its end: `--stats` for a reader, `--stats-json` for a machine.
+"""What a run says at its end, `--stats` for a reader and `--stats-json` for a machine, and meanwhile.
 
 Owns the list of the largest enclaves, which is as long as a reader can use, however many there were.
 """
+
+import os
 
 from softsgx.driver.encl_stats import COUNTERS, EnclStats
 from softsgx.run.observe import VECTOR_NAMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from softsgx.driver.encl import Encl
     from softsgx.run.observe import Observer
 
 MARK = "software, for testing; not secure"
-_MOST = 20
+_REPORTED = 20
+# A snapshot is sent at once, so it has an end: some 500 bytes an enclave.
+_SHOWN = 100
+_PIDS_SHOWN = 16
+_COMMAND_SHOWN = 1000
 _EENTER, _ERESUME, _EEXIT = 2, 3, 4
 
 
@@ -43,25 +50,69 @@ def amount(size: int) -> str:
 class LargestEnclaves:
     """The enclaves with most pages, by their objects, and the sum of all others."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = _REPORTED) -> None:
+        self._most = most
         self._largest: list[dict[str, Any]] = []
         self.others = dict.fromkeys(("enclaves", "pages", *COUNTERS), 0)
 
     def enter(self, enclave: "dict[str, Any]") -> None:
         """Take an enclave in."""
         self._largest.append(enclave)
-        if len(self._largest) > 2 * _MOST:
+        if len(self._largest) > 2 * self._most:
             self.largest()
 
     def largest(self) -> "list[dict[str, Any]]":
         """Give the largest, by falling size; the rest goes to the others."""
         self._largest.sort(key=lambda enclave: -int(enclave["pages"]))
-        for enclave in self._largest[_MOST:]:
+        for enclave in self._largest[self._most :]:
             self.others["enclaves"] += 1
             for name in ("pages", *COUNTERS):
                 self.others[name] += enclave[name]
-        del self._largest[_MOST:]
+        del self._largest[self._most :]
         return self._largest
+
+
+def snapshot(observer: "Observer", processes: "dict[Encl, set[int]]") -> "dict[str, Any]":
+    """Describe a run that goes on; `processes` are those that have an enclave mapped."""
+    from softsgx import __version__  # noqa: PLC0415  (few runs are asked)
+
+    driver = observer.driver
+    if driver is None:
+        raise ValueError("a run is asked when it has a driver")
+    enclaves = LargestEnclaves(_SHOWN)
+    for encl in driver.stats.live:
+        if encl.created:
+            pids = sorted(processes.get(encl) or {observer.openers.get(encl, 0)} - {0})
+            enclaves.enter(enclave_object(encl, pids[:_PIDS_SHOWN]))
+    return {
+        "softsgx": __version__,
+        "warning": MARK,
+        "pid": os.getpid(),
+        "command": _shortened(observer.command),
+        "started": round(observer.began, 3),
+        "seconds": round(observer.now() - observer.started, 6),
+        "driver": driver.name,
+        "epc_pages": driver.epc.total,
+        "epc_pages_free": driver.epc.free_pages,
+        "epc_pages_peak": driver.epc.total - driver.epc.fewest_free,
+        "enclaves": observer.enclaves,
+        **driver.stats.total().as_dict(),
+        "processes": observer.processes,
+        "largest_enclaves": enclaves.largest(),
+        "other_enclaves": enclaves.others,
+    }
+
+
+def _shortened(command: "Sequence[str]") -> list[str]:
+    words: list[str] = []
+    left = _COMMAND_SHOWN
+    for word in command:
+        if len(word) > left:
+            return [*words, word[:left] + "..."]
+        words.append(word)
+        # An empty word takes room too.
+        left -= len(word) + 1
+    return words
 
 
 class Report:

@@ -109,7 +109,7 @@ def run_program(
     vdso = VdsoImage.load()
     xcr0 = vdso.native_xgetbv(0)
     report = stats or stats_json is not None
-    observer = Observer(trace, report=report)
+    observer = Observer(trace, command=argv, report=report)
     model = Model(epc, xcr0, xsave_sizes(vdso, xcr0), vdso.native_cpuid(0)[0])
     vdso.answer_cpuid_by(model.cpuid_rows)
     state.prepare()

@@ -103,6 +103,7 @@ class Supervisor:
         if self._inotify < 0:
             raise forbidden("inotify", os.strerror(ctypes.get_errno()))
         self._child = signals.descriptor(signals.bits(n.SIGCHLD))
+        self._waiter = Waiter(self._child)
 
     # -- the loop ---------------------------------------------------------------------------
 
@@ -116,7 +117,9 @@ class Supervisor:
         actions = {s: IGNORE for s in n.FAULT_SIGNALS if ignored >> (s - 1) & 1}
         tracee = self._enter(pid, Process(pid, Mm(pid), actions))
         tracee.checked_mask = mask
-        waiter = Waiter(self._child, (self._job.fd, listener.fd, self._inotify))
+        waiter = self._waiter
+        for fd in (self._job.fd, listener.fd, self._inotify):
+            waiter.watch(fd)
         try:
             while self._tracees:
                 waited = self._reap(waiter)
@@ -131,8 +134,10 @@ class Supervisor:
                         signals.read(fd)
                     elif fd == self._job.fd:
                         self._job.on_signal({t.process.pid for t in self._tracees.values()})
-                    else:
+                    elif fd == self._inotify:
                         self._sgx.on_release()
+                    else:
+                        self._sgx.answer()
         finally:
             self._kill_all()
             if self._machine is not None:
@@ -185,7 +190,7 @@ class Supervisor:
         except TraceeGone:
             pass
         except Exception:  # noqa: BLE001  (one thread's misfortune is not the others')
-            self._observer.internal_error(call.tid)
+            self._observer.internal_error(f"at thread {call.tid}")
             listener.let(call)
 
     def _kill_all(self) -> None:
@@ -201,7 +206,12 @@ class Supervisor:
             from softsgx.run.machine import Machine  # noqa: PLC0415
 
             self._machine = Machine(
-                self._platform(), self._observer, self._xcr0, self._inotify, self._tracees
+                self._platform(),
+                self._observer,
+                self._xcr0,
+                self._inotify,
+                self._waiter,
+                self._tracees,
             )
         return self._machine
 
@@ -248,7 +258,7 @@ class Supervisor:
         if isinstance(failure, Refused):
             self._observer.warn(f"{failure}; it is killed")
         else:
-            self._observer.internal_error(tracee.tid)
+            self._observer.internal_error(f"at thread {tracee.tid}")
         ptrace.tgkill(tracee.process.pid, tracee.tid, signals.SIGKILL)
 
     def _leave(self, tracee: Tracee) -> None:

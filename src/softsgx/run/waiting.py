@@ -30,19 +30,31 @@ _status_at = ctypes.addressof(_status)
 class Waiter:
     """The one place where the supervisor sleeps."""
 
-    def __init__(self, child: int, others: tuple[int, ...]) -> None:
+    def __init__(self, child: int) -> None:
         """`child` is readable at SIGCHLD, which does not ring: wait4 itself answers it."""
-        self._others = others
+        self._others: list[int] = []
         self._poll = select.epoll()
-        for fd in (child, *others):
-            self._poll.register(fd, select.EPOLLIN)
+        self._poll.register(child, select.EPOLLIN)
         # The same without SIGCHLD, which wait4 itself answers.
         self._look = select.epoll()
-        for fd in others:
-            self._look.register(fd, select.EPOLLIN)
         self._waiting = False
-        self._bell = False
+        # What the bell polls, when there is one.
+        self._bell: select.epoll | None = None
         self._pid = os.getpid()
+
+    def watch(self, fd: int) -> None:
+        """Wait for a descriptor too."""
+        self._others.append(fd)
+        self._poll.register(fd, select.EPOLLIN)
+        self._look.register(fd, select.EPOLLIN)
+        if self._bell is not None:
+            self._bell.register(fd, select.EPOLLIN | select.EPOLLET)
+
+    def forget(self, fd: int) -> None:
+        """Wait for a descriptor no more; it is still open."""
+        self._others.remove(fd)
+        for poll in filter(None, (self._poll, self._look, self._bell)):
+            poll.unregister(fd)
 
     def close(self) -> None:
         """Stop waiting for good."""
@@ -55,7 +67,7 @@ class Waiter:
 
     def next_stop(self) -> tuple[int, int]:
         """Wait for the next stop or end; pid 0 where a descriptor wants attention first."""
-        if not self._bell:
+        if self._bell is None:
             self._start_bell()
         # What came before the flag is seen here; what comes after it rings.
         self._waiting = True
@@ -82,12 +94,11 @@ class Waiter:
 
     def _start_bell(self) -> None:
         signals.interrupt_calls_by(_BELL)
-        # The threading module would cost every start a millisecond.
-        self._bell = True
         # Here, for where the thread begins late the run may be over, and the descriptors closed.
-        poll = select.epoll()
+        self._bell = poll = select.epoll()
         for fd in self._others:
             poll.register(fd, select.EPOLLIN | select.EPOLLET)
+        # The threading module would cost every start a millisecond.
         _thread.start_new_thread(self._ring, (poll,))
 
     def _ring(self, poll: select.epoll) -> None:
