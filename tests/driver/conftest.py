@@ -2,7 +2,9 @@
 """A platform, a caller that can be made hostile, and an enclave with its SIGSTRUCT."""
 
 import errno
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,9 @@ from softsgx.driver.task import LocalTask
 from softsgx.errors import DriverError, Fault
 from softsgx.image import sigstruct
 from softsgx.image.measurement import Measurement
+
+# For helpers that are no tests: slow_file.
+sys.path.insert(0, str(Path(__file__).parent))
 
 BASE = 0x7F00_0000_0000
 SIZE = 0x40_0000
@@ -203,3 +208,16 @@ def bench(platform: Platform, key: Any) -> Iterator[Bench]:
     platform.close()
     platform.processor.epc.check()
     assert platform.driver.epc.free_pages == platform.driver.epc.total - bench.lost
+
+
+@pytest.fixture
+def slow_file(tmp_path: Path) -> Iterator[Any]:
+    """Yield a file of 8 MiB that can be made to answer late: see slow_file.py."""
+    from slow_file import SlowFile  # noqa: PLC0415
+
+    try:
+        file = SlowFile(tmp_path / "slow", 8 << 20)
+    except OSError as error:
+        pytest.skip(f"FUSE cannot be mounted here: {error}")
+    yield file
+    file.close()

@@ -20,7 +20,7 @@ PCMD_SIZE = Pcmd.SIZE
 PCMD_SHIFT = 5  # a page has 32 PCMDs
 _PCMDS_A_PAGE = 1 << PCMD_SHIFT
 
-_NO_PCMD = bytes(PCMD_SIZE)
+NO_PCMD = bytes(PCMD_SIZE)
 _IOV_MAX = 1024
 # include/uapi/linux/falloc.h
 _FALLOC_FL_KEEP_SIZE = 0x01
@@ -185,10 +185,10 @@ class KernelBacking:
     """
 
     kills = False
-    kill_on_error = False
     gone = False
 
     def __init__(self, size: int) -> None:
+        self.kill_on_error = False
         self._size = size
         self._pcmds = contents_size(size)
         self._fd = -1
@@ -269,7 +269,7 @@ class KernelBacking:
         if self._held.remove(index):
             punch(fd, self._pcmds + (index >> PCMD_SHIFT) * PAGE_SIZE, PAGE_SIZE)
         else:
-            write_at(fd, [_NO_PCMD], self._pcmds + index * PCMD_SIZE)
+            write_at(fd, [NO_PCMD], self._pcmds + index * PCMD_SIZE)
 
     def close(self) -> None:
         """Give the file up."""

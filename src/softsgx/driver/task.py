@@ -4,15 +4,20 @@
 ``Task`` is the port that run/ supplies; ``LocalTask`` is the Python process itself.
 """
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from softsgx.arch.secinfo import PAGE_SIZE
 from softsgx.cpu.memory import HeldMemory, Memory
+from softsgx.driver.stores import Stretch
+from softsgx.errors import Fault
 
 if TYPE_CHECKING:
     from softsgx.driver.driver import EnclaveFile, ProvisionFile
+    from softsgx.driver.extent import StoreMemory
 
 
 class Task(Protocol):
@@ -46,9 +51,48 @@ class Task(Protocol):
         """Return what the caller's descriptor refers to, None for a bad one or for another kind of file."""
         ...
 
+    def descriptor(self, fd: int) -> int:
+        """Return a duplicate, the driver's own, of the caller's descriptor; OSError for a bad one."""
+        ...
+
+    def store_memory(self, address: int, length: int) -> "StoreMemory":
+        """Return a range of the caller's memory for what is read and written when no thread stands in a call.
+
+        Fault.pf at the first address that is not writable, or is no ordinary memory (VM_IO, an enclave).
+        """
+        ...
+
     def read_implies_exec(self) -> bool:
         """Tell whether the caller's personality has READ_IMPLIES_EXEC."""
         ...
+
+
+class HeldStoreMemory:
+    """Python-held memory as a store."""
+
+    waits = False
+    gone = False
+
+    def __init__(self, memory: HeldMemory, address: int, length: int) -> None:
+        self._memory = memory
+        self.stretches = [Stretch(id(memory), address, address + length)]
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return so many bytes; OSError where they are not mapped."""
+        try:
+            return self._memory.read(address, length)
+        except Fault as fault:
+            raise OSError(errno.EFAULT, str(fault)) from fault
+
+    def write(self, address: int, data: bytes) -> None:
+        """Store the bytes; OSError where they are not mapped."""
+        try:
+            self._memory.write(address, data)
+        except Fault as fault:
+            raise OSError(errno.EFAULT, str(fault)) from fault
+
+    def close(self) -> None:
+        """Do nothing: the memory is the caller's."""
 
 
 class LocalTask(Task):
@@ -56,7 +100,7 @@ class LocalTask(Task):
 
     def __init__(self, memory: HeldMemory | None = None) -> None:
         self._memory = HeldMemory() if memory is None else memory
-        self._files: dict[int, EnclaveFile | ProvisionFile] = {}
+        self._files: dict[int, EnclaveFile | ProvisionFile | int] = {}
 
     @property
     def memory(self) -> HeldMemory:
@@ -76,8 +120,25 @@ class LocalTask(Task):
         return False
 
     def file(self, fd: int) -> "EnclaveFile | ProvisionFile | None":
-        """Return what ``install`` put there."""
-        return self._files.get(fd)
+        """Return the device file that ``install`` put there."""
+        file = self._files.get(fd)
+        return None if isinstance(file, int) else file
+
+    def descriptor(self, fd: int) -> int:
+        """Return a duplicate of the Python process's descriptor that ``install`` put there.
+
+        Of a device file it is one of nothing: who wants a file asks ``file`` too.
+        """
+        file = self._files.get(fd)
+        if file is None:
+            raise OSError(errno.EBADF, f"{fd} is not installed")
+        return os.dup(file) if isinstance(file, int) else os.open(os.devnull, os.O_RDWR)
+
+    def store_memory(self, address: int, length: int) -> HeldStoreMemory:
+        """Return a range of the task's memory; Fault.pf at the first address that is not mapped."""
+        for page in range(address, address + length, PAGE_SIZE):
+            self._memory.read(page, 1)
+        return HeldStoreMemory(self._memory, address, length)
 
     def read_implies_exec(self) -> bool:
         """Answer False."""
@@ -92,8 +153,8 @@ class LocalTask(Task):
         finally:
             self._memory.unmap(address, max(len(data), 1))
 
-    def install(self, file: "EnclaveFile | ProvisionFile") -> int:
-        """Give the file the lowest free descriptor number and return it."""
+    def install(self, file: "EnclaveFile | ProvisionFile | int") -> int:
+        """Give a device file, or a descriptor of the Python process, the lowest free number and return it."""
         fd = next(number for number in range(len(self._files) + 1) if number not in self._files)
         self._files[fd] = file
         return fd

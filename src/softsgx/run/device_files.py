@@ -5,11 +5,12 @@ Owns the table of open files, by inode: a program's descriptor may be dup'ed, in
 on, and is still the same file. The thread answers what the driver asks of its caller.
 """
 
+import errno
 import os
 import struct
 
+from softsgx.run import descriptors, ptrace
 from softsgx.run import numbers as n
-from softsgx.run import ptrace
 from softsgx.run.revoke import pause
 from softsgx.run.tracee import Tracee
 from softsgx.run.user_memory import ProgramMemory
@@ -17,6 +18,7 @@ from softsgx.run.user_memory import ProgramMemory
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from softsgx.driver.driver import EnclaveFile, ProvisionFile
+    from softsgx.run.store_memory import ProgramStoreMemory
 
     DeviceFile = EnclaveFile | ProvisionFile
 
@@ -162,6 +164,21 @@ class ProgramTask:
     def file(self, fd: int) -> "DeviceFile | None":
         """Give the device file behind a descriptor of the program, or None."""
         return self._files.of(self._tracee, fd)
+
+    def descriptor(self, fd: int) -> int:
+        """Give a duplicate of a descriptor of the program."""
+        with self._tracee.injecting() as injector:
+            taken = descriptors.take(self._tracee, injector, fd)
+        if taken < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return taken
+
+    def store_memory(self, address: int, length: int) -> "ProgramStoreMemory":
+        """Give a range of the program's memory as a store."""
+        # Few programs bring a store of their own.
+        from softsgx.run.store_memory import store_memory  # noqa: PLC0415
+
+        return store_memory(self._tracee, self._memory, address, length)
 
     def read_implies_exec(self) -> bool:
         """Tell whether the process has the READ_IMPLIES_EXEC personality."""

@@ -159,13 +159,13 @@ class ProgramMemory:
                 done = self._transfer(address, here, data is not None, populated)
                 if done > 0:
                     return done
-            length = self._populate(address, length, data is not None)
+            length = self.populate(address, length, write=data is not None)
             if not length:
                 return 0
             populated = True
         return 0
 
-    def _populate(self, address: int, length: int, write: bool) -> int:
+    def populate(self, address: int, length: int, *, write: bool) -> int:
         """Let the thread itself touch the pages; give up to where that is known to have worked."""
         advice = n.MADV_POPULATE_WRITE if write else n.MADV_POPULATE_READ
         start = address & -_PAGE
