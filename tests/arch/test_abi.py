@@ -26,7 +26,16 @@ FROM_KERNEL: dict[type[Record], str] = {
     ioctl.EnclaveRemovePages: "sgx_enclave_remove_pages",
     vdso.SgxEnclaveRun: "sgx_enclave_run",
 }
-REQUESTS = [name for name in vars(ioctl) if name.startswith("SGX_IOC_")]
+# What no kernel has: as our own header declares it to C programs.
+OURS: dict[type[Record], str] = {
+    ioctl.EnclaveSetBacking: "sgx_enclave_set_backing",
+    ioctl.EnclaveCreateBacking: "sgx_enclave_create_backing",
+}
+OUR_HEADER = Path(__file__).parents[1] / "programs" / "set_backing.h"
+OUR_REQUESTS = ["SGX_IOC_ENCLAVE_SET_BACKING", "SGX_IOC_ENCLAVE_CREATE_BACKING"]
+REQUESTS = [
+    name for name in vars(ioctl) if name.startswith("SGX_IOC_") and name not in OUR_REQUESTS
+]
 
 
 def compiles(program: str) -> str | None:
@@ -75,6 +84,26 @@ def test_request_numbers_are_those_of_the_kernel_header() -> None:
     )
     assert compiles("\n".join(program)) is None
     assert {ioctl.ioctl_magic(getattr(ioctl, name)) for name in REQUESTS} == {ioctl.SGX_MAGIC}
+
+
+def test_our_own_requests_are_those_of_our_header() -> None:
+    program = [f'#include "{OUR_HEADER}"']
+    for kind, struct in OURS.items():
+        program += assertions(kind, struct)
+    constants = [name for name in vars(ioctl) if name.startswith("BACKING_") and "MODE" not in name]
+    assert len(constants) == 8
+    program += [
+        f'_Static_assert({c} == {getattr(ioctl, name):#x}u, "{name}");'
+        for name in [*OUR_REQUESTS, *constants]
+        for c in [name if name in OUR_REQUESTS else f"SGX_{name}"]
+    ]
+    assert compiles("\n".join(program)) is None
+    assert ioctl.SGX_IOC_ENCLAVE_SET_BACKING == 0x4040A410
+    assert ioctl.SGX_IOC_ENCLAVE_CREATE_BACKING == 0x4010A400
+    assert {ioctl.ioctl_magic(getattr(ioctl, name)) for name in OUR_REQUESTS} == {ioctl.SGX_MAGIC}
+    assert {getattr(ioctl, name) for name in OUR_REQUESTS}.isdisjoint(
+        getattr(ioctl, name) for name in REQUESTS
+    )
 
 
 def test_the_compiler_refuses_a_wrong_offset() -> None:

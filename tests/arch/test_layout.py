@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softsgx.arch import ioctl, structures, thread, vdso
-from softsgx.arch.layout import U8, U16, U32, U64, Record, at, layout, raw, record
+from softsgx.arch.layout import S32, U8, U16, U32, U64, Record, at, layout, raw, record
 
 RECORDS = [
     value
@@ -32,6 +32,11 @@ class Outer(Record):
     long: int = at(48, U64)
 
 
+@layout(size=4)
+class Signed(Record):
+    number: int = at(0, S32)
+
+
 def a(kind: type[Record]) -> st.SearchStrategy[Record]:
     fields = {}
     for name, field in kind._KINDS:
@@ -40,7 +45,8 @@ def a(kind: type[Record]) -> st.SearchStrategy[Record]:
         elif field.code.endswith("s"):
             fields[name] = st.binary(min_size=field.size, max_size=field.size)
         else:
-            fields[name] = st.integers(0, (1 << 8 * field.size) - 1)
+            least = -(1 << 8 * field.size - 1) if field.code.islower() else 0
+            fields[name] = st.integers(least, least + (1 << 8 * field.size) - 1)
     return st.builds(kind, **fields)
 
 
@@ -52,6 +58,12 @@ def test_fields_lie_where_they_were_declared() -> None:
         "00000000000000006162636400000000"
         "ffeeddccbbaa99880000000000000000"
     )
+
+
+def test_a_signed_field_holds_a_descriptor_or_minus_one() -> None:
+    assert Signed(-1).encode() == b"\xff" * 4
+    assert Signed.decode(b"\xff" * 4).number == -1
+    assert Signed.decode(b"\xff\xff\xff\x7f").number == 0x7FFF_FFFF
 
 
 def test_every_record_is_here() -> None:

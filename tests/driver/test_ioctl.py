@@ -37,7 +37,7 @@ from softsgx.errors import DriverError
 UNMAPPED = (0, 0xDEAD_0000, 0x7FFF_FFFF_F000, 0x8000_0000_0000_0000, 0xFFFF_FFFF_FFFF_FFF8)
 FULL = 0xFFFF_FFFF_FFFF_FFFF
 # Not ours, or of another driver: isgx's EINIT and EADD, tee's, a terminal's.
-UNKNOWN = (0, 0x4010A402, 0x401AA401, 0x4018A402, 0x4040A410, 0xC030A400, 0x4008A408, 0x5401)
+UNKNOWN = (0, 0x4010A402, 0x401AA401, 0x4018A402, 0x4040A411, 0xC030A400, 0x4008A408, 0x5401)
 
 
 def create(bench: Any, file: Any, **changes: Any) -> int:

@@ -37,6 +37,7 @@ U8: Kind[int] = Kind("B")
 U16: Kind[int] = Kind("H")
 U32: Kind[int] = Kind("I")
 U64: Kind[int] = Kind("Q")
+S32: Kind[int] = Kind("i")
 
 
 def raw(length: int) -> Kind[bytes]:

@@ -19,6 +19,7 @@ from softsgx.driver.ioctl import sgx_ioctl
 from softsgx.driver.nodes import ENCLAVE, PROVISION
 from softsgx.driver.policy import TwoQueues
 from softsgx.driver.reclaim import Reclaimer
+from softsgx.driver.stores import DefaultStore, Stores
 from softsgx.driver.vma import (
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
@@ -37,12 +38,16 @@ if TYPE_CHECKING:
 
 
 class Driver:
-    """The SGX driver of mainline Linux over one processor."""
+    """The SGX driver of mainline Linux over one processor.
+
+    ``backing`` makes the store of each enclave whose program chooses none; the driver closes it.
+    """
 
     name = "mainline"
 
-    def __init__(self, processor: "Processor") -> None:
+    def __init__(self, processor: "Processor", backing: DefaultStore | None = None) -> None:
         self.processor = processor
+        self.stores = Stores(backing)
         self.epc = EpcAllocator(processor.epc.pages)
         self.reclaimer = Reclaimer(processor, self.epc, TwoQueues(processor.epc.pages))
         self.stats = DriverStats()
@@ -55,6 +60,10 @@ class Driver:
     def open_provision(self) -> "ProvisionFile":
         """Open /dev/sgx_provision."""
         return ProvisionFile()
+
+    def close(self) -> None:
+        """Give up what the stores of its enclaves have in common; all files are released."""
+        self.stores.close()
 
 
 class EnclaveFile:
@@ -70,7 +79,7 @@ class EnclaveFile:
 
     def __init__(self, driver: Driver) -> None:
         self.elrange = MemfdElrange()
-        self.encl = Encl(driver.processor, driver.reclaimer, self.elrange)
+        self.encl = Encl(driver.processor, driver.reclaimer, self.elrange, driver.stores)
         self.encl.events = driver.events
         self._stats = driver.stats
         self._stats.began(self.encl)

@@ -10,31 +10,25 @@ import errno
 from typing import TYPE_CHECKING
 
 from softsgx.arch.attributes import ATTRIBUTE_DEBUG, ATTRIBUTE_KSS, ATTRIBUTE_MODE64BIT
-from softsgx.arch.secinfo import (
-    PAGE_SIZE,
-    PT_TCS,
-    PT_VA,
-    VA_SLOTS,
-)
+from softsgx.arch.secinfo import PAGE_SIZE, PT_TCS, PT_VA, VA_SLOTS
 from softsgx.arch.structures import Pageinfo, Secinfo, Secs
 from softsgx.cpu.encls import eadd_pages, ecreate, epa, eremove, eremove_pages
 from softsgx.cpu.epc import EPC_BASE, Epc, PageIndex
 from softsgx.cpu.memory import Elrange, HeldMemory
 from softsgx.cpu.transition import abandon
-from softsgx.driver.backing import KernelBacking
+from softsgx.driver.backing import Backing, NoBacking, store_size
 from softsgx.driver.elrange import ELRANGE_SIZE
 from softsgx.driver.encl_stats import EnclStats
 from softsgx.driver.page_array import PageArray, neighbours, page_type, vm_max_prot
+from softsgx.driver.stores import Stores
 from softsgx.driver.va_pages import VaPages
 from softsgx.driver.vma import PROT_RWX, TASK_SIZE
 from softsgx.errors import DriverError, Fault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Protocol
 
     from softsgx.cpu.processor import Processor
-    from softsgx.driver.backing import Backing
     from softsgx.driver.encl_stats import EnclEvents
     from softsgx.driver.reclaim import Reclaimer
     from softsgx.driver.task import Task
@@ -65,17 +59,16 @@ class Encl:
     """One enclave, from open() of the node to the last reference's end; ``base`` and ``size`` in bytes."""
 
     def __init__(
-        self,
-        cpu: "Processor",
-        reclaimer: "Reclaimer",
-        elrange: Elrange,
-        make_backing: "Callable[[int], Backing]" = KernelBacking,
+        self, cpu: "Processor", reclaimer: "Reclaimer", elrange: Elrange, stores: Stores
     ) -> None:
         self.cpu = cpu
         self.elrange = elrange
         self._reclaimer = reclaimer
         self._allocator = reclaimer.allocator
-        self._make_backing = make_backing
+        self.stores = stores
+        # Where evicted pages go: the default from CREATE on, until SET_BACKING says otherwise.
+        self.backing: Backing = NoBacking()
+        self.backing_set = False
         # SGX_ENCL_IOCTL, SGX_ENCL_CREATED, SGX_ENCL_INITIALIZED.
         self.ioctl_in_flight = False
         self.created = False
@@ -93,7 +86,6 @@ class Encl:
         # Pages that have, or may come to need, a VA slot: the SECS too.
         self.page_cnt = 0
         self.page_array = PageArray()
-        self.backing: Backing = make_backing(0)
         # What tells its pages from those of other enclaves, in the upper bits.
         self.serial = 0
         self.mm_list: list[EnclMm] = []
@@ -104,8 +96,11 @@ class Encl:
 
     # -- building ---------------------------------------------------------------------------
 
-    def create(self, secs: bytes, task: "Task") -> None:
-        """ECREATE from a SECS of 4096 bytes; DriverError leaves the enclave as it was."""
+    def create(self, secs: bytes, task: "Task", backing: Backing | None = None) -> None:
+        """ECREATE from a SECS of 4096 bytes; DriverError leaves the enclave as it was.
+
+        ``backing`` is the enclave's then; without, it gets the default store.
+        """
         fields = Secs.decode(secs)
         # ECREATE would see it too; here it keeps the backing's size from overflowing.
         if fields.size.bit_count() != 1:
@@ -113,13 +108,13 @@ class Encl:
         self._make_room(task, 2, 2)
         if not self._allocator.free_pages:
             raise self._exhausted("the first VA page")
-        backing = fields.size + PAGE_SIZE
-        if backing + (backing >> 5) > _FILE_SIZE_MAX:
+        if store_size(fields.size) > _FILE_SIZE_MAX:
             raise DriverError(
                 errno.EINVAL, f"SECS.SIZE {fields.size:#x}: no file is large enough to back it"
             )
         if not self._affordable(1):
             raise self._exhausted("the SECS")
+        default = self.stores.default(fields.size) if backing is None else None
         self._grow(1)
         page = self._allocate_page()
         memory = HeldMemory()
@@ -140,16 +135,27 @@ class Encl:
         except Fault as fault:
             self._free_epc_page(page)
             self._shrink(1)
+            if default is not None:
+                default.close()
             raise DriverError(errno.EIO, f"ECREATE: {fault}") from fault
         self.secs_page = page
-        self.backing = self._make_backing(fields.size)
         self._reclaimer.created(self, page)
         self.base = fields.baseaddr
         self.size = fields.size
         self.attributes = fields.attributes
         self.attributes_mask = ATTRIBUTES_UNPRIVILEGED
         self.created = True
+        if backing is not None:
+            self.give_backing(backing)
+        elif default is not None:
+            self.backing = default
         self._reclaimer.allocated()
+
+    def give_backing(self, backing: Backing) -> None:
+        """Take the store that the program has chosen, for good; no page has been evicted yet."""
+        self.backing.close()
+        self.backing = backing
+        self.backing_set = True
 
     def add_run(
         self, task: "Task", offset: int, source: int, count: int, secinfo_flags: int, measure: bool
@@ -465,9 +471,7 @@ class Encl:
 
         It refuses while a thread is inside, and the SECS while a child is left (sgx_encl_release).
         """
-        lost = self._free_all()
-        self.backing.close()
-        return lost
+        return self._free_all()
 
     def _free_all(self) -> int:
         lost = 0
@@ -483,6 +487,7 @@ class Encl:
         for page in self.va_pages.clear():
             lost += not self._free_epc_page(page)
         self.page_cnt = 0
+        self.backing.close()
         return lost
 
 

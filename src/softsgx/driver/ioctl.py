@@ -11,16 +11,20 @@ from softsgx.arch.attributes import ATTRIBUTE_PROVISIONKEY
 from softsgx.arch.ioctl import (
     SGX_IOC_ENCLAVE_ADD_PAGES,
     SGX_IOC_ENCLAVE_CREATE,
+    SGX_IOC_ENCLAVE_CREATE_BACKING,
     SGX_IOC_ENCLAVE_INIT,
     SGX_IOC_ENCLAVE_MODIFY_TYPES,
     SGX_IOC_ENCLAVE_PROVISION,
     SGX_IOC_ENCLAVE_REMOVE_PAGES,
     SGX_IOC_ENCLAVE_RESTRICT_PERMISSIONS,
+    SGX_IOC_ENCLAVE_SET_BACKING,
     SGX_PAGE_MEASURE,
     EnclaveAddPages,
     EnclaveCreate,
+    EnclaveCreateBacking,
     EnclaveInit,
     EnclaveProvision,
+    EnclaveSetBacking,
 )
 from softsgx.arch.secinfo import (
     PAGE_SIZE,
@@ -74,6 +78,10 @@ def sgx_ioctl(encl: "Encl", request: int, arg: int, task: "Task") -> int:
             sgx_ioc_enclave_init(encl, arg, task)
         elif request == SGX_IOC_ENCLAVE_PROVISION:
             sgx_ioc_enclave_provision(encl, arg, task)
+        elif request == SGX_IOC_ENCLAVE_SET_BACKING:
+            sgx_ioc_enclave_set_backing(encl, arg, task)
+        elif request == SGX_IOC_ENCLAVE_CREATE_BACKING:
+            sgx_ioc_enclave_create_backing(encl, arg, task)
         elif request in _SGX2:
             raise DriverError(errno.ENODEV, f"{_SGX2[request]}: the processor has no SGX2")
         else:
@@ -89,6 +97,32 @@ def sgx_ioc_enclave_create(encl: "Encl", arg: int, task: "Task") -> None:
         raise DriverError(errno.EINVAL, "the enclave is created already")
     create = EnclaveCreate.decode(_copy_from_user(task, arg, EnclaveCreate.SIZE, "the argument"))
     encl.create(_copy_from_user(task, create.src, Secs.SIZE, "the SECS"), task)
+
+
+def sgx_ioc_enclave_create_backing(encl: "Encl", arg: int, task: "Task") -> None:
+    """ECREATE as CREATE does, with one range of the caller's memory as the store, or none at all."""
+    from softsgx.driver.set_backing import create_backing  # noqa: PLC0415  (few programs choose)
+
+    if encl.created:
+        raise DriverError(errno.EINVAL, "the enclave is created already")
+    data = _copy_from_user(task, arg, EnclaveCreateBacking.SIZE, "the argument")
+    create = EnclaveCreateBacking.decode(data)
+    secs = _copy_from_user(task, create.src, Secs.SIZE, "the SECS")
+    backing = create_backing(encl, Secs.decode(secs), create.backing, task)
+    try:
+        encl.create(secs, task, backing)
+    except BaseException:
+        backing.close()
+        raise
+
+
+def sgx_ioc_enclave_set_backing(encl: "Encl", arg: int, task: "Task") -> None:
+    """Choose where evicted pages go: see set_backing.py."""
+    from softsgx.driver.set_backing import check_settable, set_backing  # noqa: PLC0415  (as above)
+
+    check_settable(encl)
+    data = _copy_from_user(task, arg, EnclaveSetBacking.SIZE, "the argument")
+    set_backing(encl, data, task)
 
 
 def sgx_ioc_enclave_add_pages(encl: "Encl", arg: int, task: "Task") -> None:

@@ -5,15 +5,20 @@ from types import TracebackType
 from typing import Self
 
 from softsgx.arch.ioctl import (
+    BACKING_SEPARATE,
     SGX_IOC_ENCLAVE_ADD_PAGES,
     SGX_IOC_ENCLAVE_CREATE,
+    SGX_IOC_ENCLAVE_CREATE_BACKING,
     SGX_IOC_ENCLAVE_INIT,
     SGX_IOC_ENCLAVE_PROVISION,
+    SGX_IOC_ENCLAVE_SET_BACKING,
     SGX_PAGE_MEASURE,
     EnclaveAddPages,
     EnclaveCreate,
+    EnclaveCreateBacking,
     EnclaveInit,
     EnclaveProvision,
+    EnclaveSetBacking,
 )
 from softsgx.arch.layout import Record
 from softsgx.arch.structures import Secinfo
@@ -36,6 +41,49 @@ class LocalEnclave:
         """SGX_IOC_ENCLAVE_CREATE from the 4096 bytes of a SECS."""
         with self.task.placed(secs) as src:
             self.ioctl(SGX_IOC_ENCLAVE_CREATE, EnclaveCreate(src=src))
+
+    def create_with_backing(self, secs: bytes, backing: int) -> None:
+        """CREATE as the thread of November 2018 had it: ``backing`` is an address in ``task``, 0 for none."""
+        with self.task.placed(secs) as src:
+            self.ioctl(
+                SGX_IOC_ENCLAVE_CREATE_BACKING, EnclaveCreateBacking(src=src, backing=backing)
+            )
+
+    def set_backing(
+        self,
+        mode: int,
+        *,
+        flags: int = 0,
+        contents: tuple[int, int] = (0, 0),
+        pcmds: tuple[int, int] | None = None,
+        file: int = -1,
+        pcmds_file: int = -1,
+    ) -> None:
+        """SGX_IOC_ENCLAVE_SET_BACKING; ``mode`` and ``flags`` are arch.ioctl's BACKING_*.
+
+        ``contents`` and ``pcmds`` are start and length: in ``task``'s memory or, with BACKING_FD, in the
+        files, which are descriptors of the Python process.  With ``pcmds`` the store is separate.
+        """
+        at, length = (0, 0) if pcmds is None else pcmds
+        numbers = [self.task.install(fd) if fd >= 0 else -1 for fd in (file, pcmds_file)]
+        try:
+            self.ioctl(
+                SGX_IOC_ENCLAVE_SET_BACKING,
+                EnclaveSetBacking(
+                    flags=mode | flags | (0 if pcmds is None else BACKING_SEPARATE),
+                    contents=contents[0],
+                    contents_len=contents[1],
+                    pcmd=at,
+                    pcmd_len=length,
+                    contents_fd=numbers[0],
+                    pcmd_fd=numbers[1],
+                    enclave=0,
+                ),
+            )
+        finally:
+            for number in numbers:
+                if number >= 0:
+                    self.task.close(number)
 
     def add_pages(
         self, offset: int, data: bytes, secinfo_flags: int, *, measure: bool = True

@@ -17,6 +17,7 @@ from softsgx.cpu.processor import Processor
 from softsgx.driver.driver import Driver
 from softsgx.driver.local import LocalEnclave
 from softsgx.driver.state import State
+from softsgx.driver.stores import DefaultStore
 
 _XCR0_LEGACY = 0x7
 
@@ -26,7 +27,8 @@ class Platform:
 
     ``epc`` is the EPC's size in bytes, a multiple of 4096; ``model`` is what the processor claims to be,
     made of ``epc`` and ``xcr0`` by default, else its EPC size counts; ``state`` is where its identity
-    lives, the user's own by default.
+    lives, the user's own by default; ``backing`` makes the stores of enclaves whose program chooses none,
+    by default anonymous files.
     """
 
     def __init__(
@@ -36,11 +38,12 @@ class Platform:
         model: Model | None = None,
         state: State | None = None,
         xcr0: int = _XCR0_LEGACY,
+        backing: DefaultStore | None = None,
     ) -> None:
         model = Model(epc, xcr0) if model is None else model
         self.state = State() if state is None else state
         self.processor = Processor(model, self.state.identity(), model.epc_bytes // PAGE_SIZE)
-        self.driver = Driver(self.processor)
+        self.driver = Driver(self.processor, backing)
         self._enclaves: list[LocalEnclave] = []
 
     def open_enclave(self) -> LocalEnclave:
@@ -53,6 +56,7 @@ class Platform:
         """End the enclaves opened here and delete a temporary state."""
         while self._enclaves:
             self._enclaves.pop().close()
+        self.driver.close()
         self.state.close()
 
     def __enter__(self) -> Self:
