@@ -16,6 +16,7 @@ HELP = "run a program that uses SGX, on a machine without it"
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 _PAGE = 4096
 _DEFAULT_EPC = "128M"
+_DEFAULT_BACKING = "kernel"
 
 
 def _size(text: str) -> int:
@@ -35,6 +36,7 @@ class Given:
 
     def __init__(self) -> None:
         self.epc = _DEFAULT_EPC
+        self.backing = _DEFAULT_BACKING
         self.state: str | None = None
         self.trace: str | None = None
         self.stats = False
@@ -52,6 +54,7 @@ _FLAGS = {
 }
 _VALUES = {
     "--epc": "epc",
+    "--backing": "backing",
     "--state": "state",
     "--stats-json": "stats_json",
     "--trace": "trace",
@@ -89,6 +92,12 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
     parser.usage = "softsgx run [options] -- PROGRAM [ARG ...]"
     parser.add_argument(
         "--epc", default=_DEFAULT_EPC, metavar="SIZE", help="EPC size (default 128M)"
+    )
+    parser.add_argument(
+        "--backing",
+        default=_DEFAULT_BACKING,
+        metavar="WHERE",
+        help="where evicted pages go: kernel (default), file:PATH, dir:PATH, or none, which kills",
     )
     parser.add_argument("--state", metavar="DIR", help="keep the platform's identity here")
     parser.add_argument(
@@ -139,6 +148,7 @@ def main(args: "Given | argparse.Namespace") -> int:
         status = run_program(
             [args.program, *args.args],
             epc=epc,
+            backing=args.backing,
             state=State(args.state),
             trace=trace,
             stats=args.stats,

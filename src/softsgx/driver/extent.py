@@ -101,32 +101,42 @@ def is_memory(fd: int) -> bool:
 class FileExtent:
     """Length bytes of a file from ``start`` on; the descriptor is the extent's own.
 
-    With ``durable`` what has been written is on the medium when ``write`` returns.
+    With ``durable`` what has been written is on the medium when ``write`` returns.  A file that ``grows``
+    becomes longer with what is stored; any other that is too short has been truncated.
     """
 
     gone = False
 
     def __init__(
-        self, fd: int, start: int, length: int, *, punches: bool, durable: bool = False
+        self,
+        fd: int,
+        start: int,
+        length: int,
+        *,
+        punches: bool,
+        durable: bool = False,
+        grows: bool = False,
     ) -> None:
         self.fd = fd
-        self._start = start
-        self._end = start + length
+        self.start = start
+        self.end = start + length
         self.punches = punches
         self.waits = not is_memory(fd)
         self._flags = os.RWF_DSYNC if durable else 0
+        self._grows = grows
         self._looks = self.waits
         self._allocates = True
         self._allocated = Held()
 
     def reserve(self, offset: int, length: int) -> None:
         """Allocate the page of the file that holds this, once."""
-        if os.fstat(self.fd).st_size < self._start + offset + length:
+        if not self._grows and os.fstat(self.fd).st_size < self.start + offset + length:
             raise OSError(errno.EFBIG, "the file has been truncated")
-        page = (self._start + offset) // PAGE_SIZE
+        page = (self.start + offset) // PAGE_SIZE
         if not self._allocates or page in self._allocated:
             return
-        if _libc.fallocate(self.fd, _FALLOC_FL_KEEP_SIZE, page * PAGE_SIZE, PAGE_SIZE):
+        mode = 0 if self._grows else _FALLOC_FL_KEEP_SIZE
+        if _libc.fallocate(self.fd, mode, page * PAGE_SIZE, PAGE_SIZE):
             number = ctypes.get_errno()
             if number not in {errno.EOPNOTSUPP, errno.ENOSYS}:
                 raise OSError(number, os.strerror(number))
@@ -137,7 +147,7 @@ class FileExtent:
 
     def read(self, offset: int, length: int) -> bytes:
         """Return so many bytes."""
-        data = os.pread(self.fd, length, self._start + offset)
+        data = os.pread(self.fd, length, self.start + offset)
         if len(data) < length:
             raise OSError(errno.EFBIG, "the file has been truncated")
         return data
@@ -148,7 +158,7 @@ class FileExtent:
             return None
         data = bytearray(length)
         try:
-            done = os.preadv(self.fd, [data], self._start + offset, os.RWF_NOWAIT)
+            done = os.preadv(self.fd, [data], self.start + offset, os.RWF_NOWAIT)
         except BlockingIOError:
             return None
         except OSError:
@@ -159,13 +169,13 @@ class FileExtent:
 
     def write(self, offset: int, pieces: list[bytes]) -> None:
         """Write pieces one behind the other."""
-        done = os.pwritev(self.fd, pieces, self._start + offset, self._flags)
+        done = os.pwritev(self.fd, pieces, self.start + offset, self._flags)
         if done < sum(map(len, pieces)):
             raise OSError(errno.ENOSPC, "the file took less than it was given")
 
     def punch(self, offset: int, length: int) -> None:
         """Make a hole; where the file system cannot, what is there stays."""
-        start = self._start + offset
+        start = self.start + offset
         if not punch(self.fd, start, length):
             self.punches = False
             return

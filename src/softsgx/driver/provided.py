@@ -39,13 +39,14 @@ class ExtentBacking:
         pcmds_at: int,
         *,
         kill_on_error: bool,
-        released: Callable[[], None],
+        released: Callable[[], object],
     ) -> None:
         self._contents = contents
         self._pcmds = pcmds
         self._pcmds_at = pcmds_at
         self.kill_on_error = kill_on_error
         self._released = released
+        self._closed = False
         self._held = Held()
 
     @property
@@ -142,7 +143,10 @@ class ExtentBacking:
             return
 
     def close(self) -> None:
-        """Give the extents back."""
+        """Give the extents back, once."""
+        if self._closed:
+            return
+        self._closed = True
         self._held.clear()
         self._contents.close()
         if self._pcmds is not self._contents:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from softsgx.driver.platform import Platform
     from softsgx.driver.state import State
+    from softsgx.driver.stores import DefaultStore
 
 
 def xsave_sizes(vdso: VdsoImage, xcr0: int) -> dict[int, tuple[int, int]]:
@@ -84,11 +85,21 @@ def raise_limits() -> dict[int, tuple[int, int]]:
     return before
 
 
+def _default_store(backing: str) -> "DefaultStore | None":
+    # What every driver has without being told; that of most runs never comes into being.
+    if backing == "kernel":
+        return None
+    from softsgx.driver.default_stores import default_store  # noqa: PLC0415
+
+    return default_store(backing)
+
+
 def run_program(
     argv: list[str],
     *,
     epc: int,
     state: "State",
+    backing: str = "kernel",
     trace: "IO[str] | None" = None,
     stats: bool = False,
     stats_json: "IO[str] | None" = None,
@@ -97,7 +108,9 @@ def run_program(
 ) -> int:
     """Run a program and all its descendants; give the first one's wait status.
 
-    `stats` says on standard error what happened, `stats_json` takes it as one JSON object. With `leave_text` no byte of any program's text is changed.
+    `backing` is what default_stores.default_store takes: where the enclaves' evicted pages go. `stats`
+    says on standard error what happened, `stats_json` takes it as one JSON object. With `leave_text` no
+    byte of any program's text is changed.
     """
     require_host()
     program = find_program(argv[0])
@@ -113,11 +126,12 @@ def run_program(
     model = Model(epc, xcr0, xsave_sizes(vdso, xcr0), vdso.native_cpuid(0)[0])
     vdso.answer_cpuid_by(model.cpuid_rows)
     state.prepare()
+    default = _default_store(backing)
 
     def platform() -> "Platform":
         from softsgx.driver.platform import Platform  # noqa: PLC0415  (see Supervisor)
 
-        return Platform(model=model, state=state)
+        return Platform(model=model, state=state, backing=default)
 
     mask = block_signals()
     # The terminal's own signals go to the program; the supervisor ends when it does.
