@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from softsgx.arch import ioctl, structures, vdso
+from softsgx.arch import ioctl, legacy_ioctl, structures, vdso
 from softsgx.arch.layout import Record
 
 SDM = Path(__file__).with_name("sdm.h")
+LEGACY = Path(__file__).with_name("legacy.h")
 
 FROM_SDM = [
     value
@@ -36,6 +37,23 @@ OUR_REQUESTS = ["SGX_IOC_ENCLAVE_SET_BACKING", "SGX_IOC_ENCLAVE_CREATE_BACKING"]
 REQUESTS = [
     name for name in vars(ioctl) if name.startswith("SGX_IOC_") and name not in OUR_REQUESTS
 ]
+FROM_LEGACY = [
+    value
+    for value in vars(legacy_ioctl).values()
+    if isinstance(value, type) and issubclass(value, Record) and value is not Record
+]
+# As they were computed from the drivers' own headers.
+LEGACY_REQUESTS = {
+    "SGX_IOC_ENCLAVE_ADD_PAGE": 0x401AA401,
+    "SGX_IOC_ENCLAVE_INIT_AT": 0x4010A402,
+    "SGX_IOC_ENCLAVE_INIT_BY_TOKEN": 0x4018A402,
+    "SGX_IOC_ENCLAVE_SET_ATTRIBUTE_AT": 0x4010A403,
+    "SGX_IOC_ENCLAVE_EMODPR": 0x4018A409,
+    "SGX_IOC_ENCLAVE_MKTCS": 0x4010A40A,
+    "SGX_IOC_ENCLAVE_TRIM": 0x4010A40B,
+    "SGX_IOC_ENCLAVE_NOTIFY_ACCEPT": 0x4010A40C,
+    "SGX_IOC_ENCLAVE_PAGE_REMOVE": 0x4008A40D,
+}
 
 
 def compiles(program: str) -> str | None:
@@ -104,6 +122,22 @@ def test_our_own_requests_are_those_of_our_header() -> None:
     assert {getattr(ioctl, name) for name in OUR_REQUESTS}.isdisjoint(
         getattr(ioctl, name) for name in REQUESTS
     )
+
+
+@pytest.mark.parametrize("kind", FROM_LEGACY, ids=lambda kind: kind.__name__)
+def test_a_record_is_as_a_program_of_the_older_drivers_has_it(kind: type[Record]) -> None:
+    program = [f'#include "{LEGACY}"', *assertions(kind, kind.__name__)]
+    assert compiles("\n".join(program)) is None
+
+
+def test_request_numbers_of_the_older_drivers() -> None:
+    found = {n: v for n, v in vars(legacy_ioctl).items() if n.startswith("SGX_IOC_")}
+    assert found == LEGACY_REQUESTS
+    program = [f'#include "{LEGACY}"']
+    program += [
+        f'_Static_assert({name} == {value:#x}u, "{name}");' for name, value in found.items()
+    ]
+    assert compiles("\n".join(program)) is None
 
 
 def test_the_compiler_refuses_a_wrong_offset() -> None:
