@@ -21,7 +21,7 @@ from softsgx.cpu.model import Model
 from softsgx.cpu.processor import Processor
 from softsgx.driver import vma
 from softsgx.driver.local import LocalEnclave
-from softsgx.driver.nodes import NODES
+from softsgx.driver.nodes import DRIVERS
 from softsgx.driver.platform import Platform
 from softsgx.driver.state import State
 from softsgx.errors import DriverError, Fault
@@ -117,7 +117,7 @@ def test_a_move_by_mremap_gives_what_is_told() -> None:
 
 def test_there_is_no_virtual_epc() -> None:
     assert "there is no /dev/sgx_vepc" in told("ENCLV, virtual EPC")
-    assert "/dev/sgx_vepc" not in NODES
+    assert not any("/dev/sgx_vepc" in nodes.paths for nodes in DRIVERS.values())
 
 
 def test_json_tells_the_host_the_claims_and_what_is_missing(
@@ -156,6 +156,7 @@ def test_text_names_every_probe_and_everything_not_modelled(
     text = capsys.readouterr().out
     assert all(each.name in text for each in host.probe_host())
     assert all(name in text and instead in text for name, instead in info.not_modelled())
+    assert all(" ".join(sorted(nodes.paths)) in text for nodes in DRIVERS.values())
     assert text.startswith("softsgx ")
     assert "never for secrets" in text.splitlines()[0]
 

@@ -18,7 +18,6 @@ from softsgx.cpu.model import Model
 from softsgx.cpu.processor import LogicalProcessor
 from softsgx.cpu.registers import Registers
 from softsgx.cpu.transition import eenter
-from softsgx.driver.nodes import ENCLAVE, LINKS, NODES, PROVISION
 from softsgx.driver.platform import Platform
 from softsgx.driver.state import State
 from softsgx.driver.task import LocalTask, Task
@@ -44,19 +43,6 @@ def built(bench: Any) -> Any:
 
 
 # -- nodes ------------------------------------------------------------------------------------
-
-
-def test_the_nodes_are_mainline_s() -> None:
-    assert {path for path, kind in NODES.items() if kind == ENCLAVE} == {
-        "/dev/sgx_enclave",
-        "/dev/sgx/enclave",
-    }
-    assert {path for path, kind in NODES.items() if kind == PROVISION} == {
-        "/dev/sgx_provision",
-        "/dev/sgx/provision",
-    }
-    for path, target in LINKS.items():
-        assert NODES[os.path.normpath(Path(path).parent / target)] == NODES[path]
 
 
 def test_the_provision_node_cannot_be_mapped(bench: Any) -> None:
@@ -168,11 +154,11 @@ def test_read_implies_exec_is_refused_even_without_protection(bench: Any, built:
 def test_what_a_mapping_allowed_too_much_is_told_by_ranges(bench: Any, built: Any) -> None:
     base = bench.BASE
     encl = built.file.encl
-    assert encl.unmappable(base, base + bench.SIZE, R) == []
-    assert encl.unmappable(base, base + bench.SIZE, R | W) == [(base + CODE, base + DATA)]
-    assert encl.unmappable(base + 0x2000, base + 0x4000, R | W | X) == [
-        (base + 0x2000, base + 0x3000),
-        (base + 0x3000, base + 0x4000),
+    assert encl.narrowed(base, base + bench.SIZE, R) == []
+    assert encl.narrowed(base, base + bench.SIZE, R | W) == [(base + CODE, base + DATA, 0)]
+    assert encl.narrowed(base + 0x2000, base + 0x4000, R | W | X) == [
+        (base + 0x2000, base + 0x3000, 0),
+        (base + 0x3000, base + 0x4000, 0),
     ]
 
 
@@ -205,7 +191,8 @@ def test_a_fault_loads_the_page_if_the_mapping_allows_no_more_than_it(
 def test_what_a_mapping_lets_touch_is_what_is_there_but_a_tcs(bench: Any, built: Any) -> None:
     def touchable(start: int, end: int, prot: int) -> list[tuple[int, int]]:
         parts = built.file.encl.touchable(bench.BASE + start, bench.BASE + end, prot)
-        return [(low - bench.BASE, high - bench.BASE) for low, high in parts]
+        assert all(given == prot for _, _, given in parts)
+        return [(low - bench.BASE, high - bench.BASE) for low, high, _ in parts]
 
     assert touchable(TCS, HOLE + PAGE, R) == [(CODE, DATA), (DATA, HOLE)]
     assert touchable(TCS, HOLE + PAGE, R | W) == [(DATA, HOLE)]

@@ -34,9 +34,9 @@ class FakeEnclave:
     def due(self, page: int, prot: int) -> int:
         return 0 if page % 4 == 3 or (page % 5 == 0 and prot & 2) else prot
 
-    def touchable(self, start: int, end: int, prot: int) -> list[tuple[int, int]]:
+    def touchable(self, start: int, end: int, prot: int) -> list[tuple[int, int, int]]:
         pages = range((start - BASE) // PAGE, (end - BASE) // PAGE)
-        return [(address_of(p), address_of(p + 1)) for p in pages if self.due(p, prot) or not prot]
+        return [(address_of(p), address_of(p + 1), prot) for p in pages if self.due(p, prot)]
 
 
 FILES = [FakeEnclave(0), FakeEnclave(1000)]

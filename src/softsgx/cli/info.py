@@ -33,7 +33,7 @@ NOT_MODELLED = (
     ("SGX2 ioctls", "RESTRICT_PERMISSIONS, MODIFY_TYPES and REMOVE_PAGES (EDMM) give ENODEV"),
     ("AEX-Notify, CET", "not claimed: CREATE gives EIO, and INIT gives EINVAL"),
     ("ENCLV, virtual EPC", "#UD; there is no /dev/sgx_vepc"),
-    ("the drivers dcap, v16 and isgx", "only the driver of mainline Linux is there"),
+    ("the drivers v16 and isgx", "only those of mainline Linux and of DCAP are there"),
     ("32-bit enclaves", "they can be built and measured; EENTER is #GP"),
     ("enclaves of 2^47 bytes and more", "not claimed: CREATE gives EIO"),
     ("32-bit host programs", "they run without SGX, with a warning"),
@@ -135,7 +135,7 @@ def _object(probes: "list[Probe]", model: "Model | None", run: bool) -> dict[str
 
 
 def _claimed(model: "Model") -> dict[str, object]:
-    from softsgx.driver.nodes import NODES  # noqa: PLC0415
+    from softsgx.driver.nodes import DRIVERS, MAINLINE  # noqa: PLC0415
 
     return {
         "epc_bytes": model.epc_bytes,
@@ -146,7 +146,8 @@ def _claimed(model: "Model") -> dict[str, object]:
             f"{_LEAF_SGX:#x}.{subleaf}": dict(zip(_CPUID_REGISTERS, registers, strict=True))
             for subleaf, registers in _cpuid(model)
         },
-        "nodes": sorted(NODES),
+        "nodes": sorted(DRIVERS[MAINLINE].paths),
+        "drivers": {name: sorted(nodes.paths) for name, nodes in DRIVERS.items()},
     }
 
 
@@ -178,7 +179,7 @@ def _lines(probes: "list[Probe]", model: "Model | None", missing: "list[Probe]")
 def _claimed_lines(model: "Model | None") -> list[str]:
     if model is None:
         return ["The platform is unknown, because this processor cannot be asked: see XCR0 above"]
-    from softsgx.driver.nodes import NODES  # noqa: PLC0415
+    from softsgx.driver.nodes import DRIVERS, MAINLINE  # noqa: PLC0415
 
     lines = [
         "The platform of `softsgx run`: SGX1 with KSS and flexible launch control, not SGX2",
@@ -193,5 +194,10 @@ def _claimed_lines(model: "Model | None") -> list[str]:
             for name, value in zip(_CPUID_REGISTERS, registers, strict=True)
         )
         lines.append(f"  CPUID.12H.{subleaf}  {values}")
-    lines.append(f"  nodes       {' '.join(sorted(NODES))}")
+    lines.append(f"  nodes       {' '.join(sorted(DRIVERS[MAINLINE].paths))}")
+    lines += [
+        f"    {name:<10}{' '.join(sorted(nodes.paths))} (run --driver {name})"
+        for name, nodes in DRIVERS.items()
+        if name != MAINLINE
+    ]
     return lines

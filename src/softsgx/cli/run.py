@@ -17,6 +17,7 @@ _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 _PAGE = 4096
 _DEFAULT_EPC = "128M"
 _DEFAULT_BACKING = "kernel"
+_DEFAULT_DRIVER = "mainline"
 
 
 def _size(text: str) -> int:
@@ -37,6 +38,7 @@ class Given:
     def __init__(self) -> None:
         self.epc = _DEFAULT_EPC
         self.backing = _DEFAULT_BACKING
+        self.driver = _DEFAULT_DRIVER
         self.state: str | None = None
         self.trace: str | None = None
         self.stats = False
@@ -55,6 +57,7 @@ _FLAGS = {
 _VALUES = {
     "--epc": "epc",
     "--backing": "backing",
+    "--driver": "driver",
     "--state": "state",
     "--stats-json": "stats_json",
     "--trace": "trace",
@@ -98,6 +101,12 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
         default=_DEFAULT_BACKING,
         metavar="WHERE",
         help="where evicted pages go: kernel (default), file:PATH, dir:PATH, or none, which kills",
+    )
+    parser.add_argument(
+        "--driver",
+        default=_DEFAULT_DRIVER,
+        metavar="NAME",
+        help="whose nodes and ioctls the programs find: mainline (default) or dcap",
     )
     parser.add_argument("--state", metavar="DIR", help="keep the platform's identity here")
     parser.add_argument(
@@ -150,6 +159,7 @@ def main(args: "Given | argparse.Namespace") -> int:
             epc=epc,
             backing=args.backing,
             state=State(args.state),
+            driver=args.driver,
             trace=trace,
             stats=args.stats,
             stats_json=stats_json,

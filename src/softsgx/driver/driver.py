@@ -16,7 +16,7 @@ from softsgx.driver.encl import Encl
 from softsgx.driver.encl_stats import DriverStats
 from softsgx.driver.epc_allocator import EpcAllocator
 from softsgx.driver.ioctl import sgx_ioctl
-from softsgx.driver.nodes import ENCLAVE, PROVISION
+from softsgx.driver.nodes import DCAP, ENCLAVE, MAINLINE, PROVISION
 from softsgx.driver.policy import TwoQueues
 from softsgx.driver.reclaim import Reclaimer
 from softsgx.driver.stores import DefaultStore, Stores
@@ -38,27 +38,39 @@ if TYPE_CHECKING:
 
 
 class Driver:
-    """The SGX driver of mainline Linux over one processor.
+    """One of the SGX drivers over one processor: mainline's by default, another by its name.
 
     ``backing`` makes the store of each enclave whose program chooses none; the driver closes it.
     """
 
-    name = "mainline"
-
-    def __init__(self, processor: "Processor", backing: DefaultStore | None = None) -> None:
+    def __init__(
+        self,
+        processor: "Processor",
+        backing: DefaultStore | None = None,
+        name: str = MAINLINE,
+    ) -> None:
         self.processor = processor
+        self.name = name
         self.stores = Stores(backing)
         self.epc = EpcAllocator(processor.epc.pages)
         self.reclaimer = Reclaimer(processor, self.epc, TwoQueues(processor.epc.pages))
         self.stats = DriverStats()
         self.events: EnclEvents | None = None
 
+    def open(self, kind: str) -> "EnclaveFile | ProvisionFile":
+        """Open a node by its kind."""
+        return self.open_enclave() if kind == ENCLAVE else self.open_provision()
+
     def open_enclave(self) -> "EnclaveFile":
-        """Open /dev/sgx_enclave: a new enclave, nothing created yet."""
+        """Open the node of enclaves: a new enclave, nothing created yet."""
+        if self.name == DCAP:
+            from softsgx.driver.dcap import DcapEnclaveFile  # noqa: PLC0415  (few runs want it)
+
+            return DcapEnclaveFile(self)
         return EnclaveFile(self)
 
     def open_provision(self) -> "ProvisionFile":
-        """Open /dev/sgx_provision."""
+        """Open the node of the provisioning capability."""
         return ProvisionFile()
 
     def close(self) -> None:
@@ -76,10 +88,11 @@ class EnclaveFile:
 
     kind = ENCLAVE
     grants_provisioning = False
+    encl_type = Encl
 
     def __init__(self, driver: Driver) -> None:
         self.elrange = MemfdElrange()
-        self.encl = Encl(driver.processor, driver.reclaimer, self.elrange, driver.stores)
+        self.encl = self.encl_type(driver.processor, driver.reclaimer, self.elrange, driver.stores)
         self.encl.events = driver.events
         self._stats = driver.stats
         self._stats.began(self.encl)
@@ -90,10 +103,13 @@ class EnclaveFile:
         if self._released:
             raise DriverError(errno.EBADF, "the enclave file is released")
         try:
-            return sgx_ioctl(self.encl, request, arg, task)
+            return self._ioctl(request, arg, task)
         finally:
             # A release while the call was suspended: the call held a reference until now.
             self._release_if_idle()
+
+    def _ioctl(self, request: int, arg: int, task: "Task") -> int:
+        return sgx_ioctl(self.encl, request, arg, task)
 
     def check_mmap(self, address: int, length: int, prot: int, flags: int, task: "Task") -> None:
         """Judge mmap(2) of the file; DriverError if the driver refuses.

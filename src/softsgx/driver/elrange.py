@@ -10,6 +10,8 @@ import fcntl
 import os
 from collections.abc import Callable
 
+from softsgx.driver.nodes import ENCLAVE
+
 # One page-table root spans this much user address space (x86-64, four levels).
 ELRANGE_SIZE = 1 << 47
 
@@ -27,13 +29,13 @@ _libc.preadv.restype = ctypes.c_ssize_t
 class MemfdElrange:
     """cpu's Elrange over a sparse memfd, 2^47 bytes long; ``fd`` is the driver's own descriptor.
 
-    ``place`` is set while a page is brought in for somebody who has touched it: it puts a whole page that
+    ``kind`` is that of the node through which a program has it, and shows in its name.  ``place`` is set while a page is brought in for somebody who has touched it: it puts a whole page that
     is absent into the memfd and into that address space at once, and tells whether it could.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = ENCLAVE) -> None:
         self.place: Callable[[int, bytes | bytearray | memoryview], bool] | None = None
-        self.fd = os.memfd_create("sgx_enclave", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.fd = os.memfd_create(f"sgx_{kind}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, ELRANGE_SIZE)
             # A device node has no size for the program to change.

@@ -19,10 +19,11 @@ from softsgx.cpu.transition import abandon
 from softsgx.driver.backing import Backing, NoBacking, store_size
 from softsgx.driver.elrange import ELRANGE_SIZE
 from softsgx.driver.encl_stats import EnclStats
-from softsgx.driver.page_array import PageArray, neighbours, page_type, vm_max_prot
+from softsgx.driver.page_array import PageArray, PageRun, neighbours, page_type, vm_max_prot
 from softsgx.driver.stores import Stores
+from softsgx.driver.task import executable_pages
 from softsgx.driver.va_pages import VaPages
-from softsgx.driver.vma import PROT_RWX, TASK_SIZE
+from softsgx.driver.vma import PROT_RWX
 from softsgx.errors import DriverError, Fault
 
 if TYPE_CHECKING:
@@ -158,12 +159,21 @@ class Encl:
         self.backing_set = True
 
     def add_run(
-        self, task: "Task", offset: int, source: int, count: int, secinfo_flags: int, measure: bool
+        self,
+        task: "Task",
+        offset: int,
+        source: int,
+        count: int,
+        secinfo_flags: int,
+        measure: bool,
+        *,
+        noexec: bool = False,
     ) -> int:
         """EADD (and EEXTEND) a run of pages from user memory and return how many, at least one.
 
         ``offset`` is in bytes from the base, ``count`` in pages.  Every page is added whole or not at
-        all.  DriverError is about the first page, of which nothing is left.
+        all.  With ``noexec`` the source may lie on a noexec mount.  DriverError is about the first page,
+        of which nothing is left.
         """
         # So many are on their way in, and cannot give way to anybody.
         count = min(count, _RUN_PAGES, max(self._allocator.total // 8, 1))
@@ -178,7 +188,8 @@ class Encl:
         count = self.page_array.absent_from(first, count)
         if count == 0:
             raise DriverError(errno.EBUSY, f"page {offset:#x} is present already")
-        count = self._executable(task, source, count)
+        if not noexec:
+            count = executable_pages(task, source, count)
         # An enclave may reach beyond, and the processor would take the page: but nobody could map it.
         count = min(count, ELRANGE_SIZE // PAGE_SIZE - first)
         if count <= 0:
@@ -217,24 +228,6 @@ class Encl:
         self._reclaimer.added(self, range(epc_first, epc_first + added))
         self._reclaimer.allocated()
         return added
-
-    @staticmethod
-    def _executable(task: "Task", source: int, count: int) -> int:
-        """Count the source pages that may be executed; DriverError if the first may not."""
-        # No task has memory beyond, whatever it answers; nor does a range wrap around.
-        address, end = source, min(source + count * PAGE_SIZE, TASK_SIZE)
-        may_exec: bool | None = None
-        while address < end:
-            may_exec = task.may_exec(address)
-            if not may_exec:
-                break
-            address = task.vma_end(address)
-        if address > source:
-            # A VMA ends on a page boundary.
-            return min(address - source, end - source) // PAGE_SIZE
-        if may_exec is None:
-            raise DriverError(errno.EFAULT, f"no memory is mapped at or above {source:#x}")
-        raise DriverError(errno.EACCES, f"the source page {source:#x} is on a noexec mount")
 
     def created_secs(self) -> PageIndex:
         """Return the SECS's EPC page; ValueError before ``create``, and while it is evicted."""
@@ -333,30 +326,34 @@ class Encl:
             )
         if read_implies_exec:
             raise DriverError(errno.EACCES, "the caller's personality is READ_IMPLIES_EXEC")
-        for low, _ in self.unmappable(start, end, prot):
+        for low, _, _ in self.narrowed(start, end, prot):
             raise DriverError(
                 errno.EACCES, f"protection {prot:#x} exceeds what page {low:#x} was added with"
             )
 
-    def unmappable(self, start: int, end: int, prot: int) -> list[tuple[int, int]]:
-        """Return the parts of [start, end) whose pages' vm_max_prot lacks a bit of ``prot``, in order."""
-        first, last = start // PAGE_SIZE, -(-end // PAGE_SIZE)
+    @staticmethod
+    def page_prot(run: PageRun, prot: int) -> int:
+        """Return what a VMA of protection ``prot`` gives of a page: nothing, where it exceeds vm_max_prot."""
+        return 0 if prot & PROT_RWX & ~run.vm_max_prot else prot
+
+    def narrowed(self, start: int, end: int, prot: int) -> list[tuple[int, int, int]]:
+        """Return the parts of [start, end) whose pages a VMA gives less than ``prot``, in order, with how much."""
         return [
-            (max(run.first, first) * PAGE_SIZE, min(run.end, last) * PAGE_SIZE)
-            for run in self.page_array.overlapping(first, last)
-            if prot & PROT_RWX & ~run.vm_max_prot
+            (low, high, given)
+            for low, high, run in self.page_array.parts(start, end)
+            if (given := self.page_prot(run, prot)) != prot
         ]
 
-    def touchable(self, start: int, end: int, prot: int) -> list[tuple[int, int]]:
-        """Return the parts of [start, end) that a VMA of protection ``prot`` gives its owner, in order.
+    def touchable(self, start: int, end: int, prot: int) -> list[tuple[int, int, int]]:
+        """Return the parts of [start, end) of which a VMA of ``prot`` gives its owner anything, in order, with what.
 
-        Its pages are present and may be mapped so; of a TCS the processor keeps the contents to itself.
+        Its pages are present; of a TCS the processor keeps the contents to itself.
         """
         first, last = start // PAGE_SIZE, -(-end // PAGE_SIZE)
         return [
-            (low * PAGE_SIZE, high * PAGE_SIZE)
+            (low * PAGE_SIZE, high * PAGE_SIZE, given)
             for run in self.page_array.overlapping(first, last)
-            if run.type != PT_TCS and not prot & PROT_RWX & ~run.vm_max_prot
+            if run.type != PT_TCS and (given := self.page_prot(run, prot))
             for low, high in run.resident(first, last, self.reclaiming)
         ]
 
@@ -427,10 +424,14 @@ class Encl:
         """
         if self.dead:
             return
-        self.dead = True
         self.stats.kills += 1
         if self.events is not None:
             self.events.killed(self, reason)
+        self.destroy()
+
+    def destroy(self) -> None:
+        """End the enclave as ``kill`` does, where it has not had to give way (sgx_encl_destroy)."""
+        self.dead = True
         if self.secs_page is not None:
             abandon(self.cpu.enclaves[self.secs_page])
         self._free_all()
@@ -445,7 +446,7 @@ class Encl:
         if run is None:
             killed = ", for it was killed" if self.dead else ""
             return f"the enclave has no page at {address:#x}{killed}"
-        if vma_prot & PROT_RWX & ~run.vm_max_prot:
+        if vma_prot and not self.page_prot(run, vma_prot):
             return (
                 f"the mapping allows {vma_prot:#x}, the page at {address:#x} {run.vm_max_prot:#x}"
             )

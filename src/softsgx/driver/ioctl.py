@@ -35,10 +35,9 @@ from softsgx.arch.secinfo import (
     SECINFO_TCS,
     SECINFO_W,
 )
-from softsgx.arch.structures import SIGSTRUCT_VENDOR_INTEL, Einittoken, Secinfo, Secs, Sigstruct
-from softsgx.cpu.einit import einit
-from softsgx.cpu.epc import Epc
-from softsgx.cpu.memory import HeldMemory
+from softsgx.arch.structures import SIGSTRUCT_VENDOR_INTEL, Secinfo, Secs, Sigstruct
+from softsgx.driver.launch import launch, signer_hash
+from softsgx.driver.uaccess import copy_from_user, copy_to_user
 from softsgx.errors import DriverError, Fault
 
 if TYPE_CHECKING:
@@ -95,8 +94,8 @@ def sgx_ioc_enclave_create(encl: "Encl", arg: int, task: "Task") -> None:
     """ECREATE from a SECS in user memory."""
     if encl.created:
         raise DriverError(errno.EINVAL, "the enclave is created already")
-    create = EnclaveCreate.decode(_copy_from_user(task, arg, EnclaveCreate.SIZE, "the argument"))
-    encl.create(_copy_from_user(task, create.src, Secs.SIZE, "the SECS"), task)
+    create = EnclaveCreate.decode(copy_from_user(task, arg, EnclaveCreate.SIZE, "the argument"))
+    encl.create(copy_from_user(task, create.src, Secs.SIZE, "the SECS"), task)
 
 
 def sgx_ioc_enclave_create_backing(encl: "Encl", arg: int, task: "Task") -> None:
@@ -105,9 +104,9 @@ def sgx_ioc_enclave_create_backing(encl: "Encl", arg: int, task: "Task") -> None
 
     if encl.created:
         raise DriverError(errno.EINVAL, "the enclave is created already")
-    data = _copy_from_user(task, arg, EnclaveCreateBacking.SIZE, "the argument")
+    data = copy_from_user(task, arg, EnclaveCreateBacking.SIZE, "the argument")
     create = EnclaveCreateBacking.decode(data)
-    secs = _copy_from_user(task, create.src, Secs.SIZE, "the SECS")
+    secs = copy_from_user(task, create.src, Secs.SIZE, "the SECS")
     backing = create_backing(encl, Secs.decode(secs), create.backing, task)
     try:
         encl.create(secs, task, backing)
@@ -121,7 +120,7 @@ def sgx_ioc_enclave_set_backing(encl: "Encl", arg: int, task: "Task") -> None:
     from softsgx.driver.set_backing import check_settable, set_backing  # noqa: PLC0415  (as above)
 
     check_settable(encl)
-    data = _copy_from_user(task, arg, EnclaveSetBacking.SIZE, "the argument")
+    data = copy_from_user(task, arg, EnclaveSetBacking.SIZE, "the argument")
     set_backing(encl, data, task)
 
 
@@ -131,13 +130,13 @@ def sgx_ioc_enclave_add_pages(encl: "Encl", arg: int, task: "Task") -> None:
     ``count`` of the argument tells how many bytes were added, also when the call fails in the middle.
     """
     _check_buildable(encl)
-    data = _copy_from_user(task, arg, EnclaveAddPages.SIZE, "the argument")
+    data = copy_from_user(task, arg, EnclaveAddPages.SIZE, "the argument")
     add = EnclaveAddPages.decode(data)
     if add.src % PAGE_SIZE:
         raise DriverError(errno.EINVAL, f"src {add.src:#x} is not page aligned")
     _validate_offset_length(encl, add.offset, add.length)
-    secinfo = _copy_from_user(task, add.secinfo, Secinfo.SIZE, "the SECINFO")
-    _validate_secinfo(secinfo)
+    secinfo = copy_from_user(task, add.secinfo, Secinfo.SIZE, "the SECINFO")
+    validate_secinfo(secinfo)
     secinfo_flags = Secinfo.decode(secinfo).flags
     measure = bool(add.flags & SGX_PAGE_MEASURE)
     done = 0
@@ -160,7 +159,7 @@ def sgx_ioc_enclave_add_pages(encl: "Encl", arg: int, task: "Task") -> None:
             done += pages * PAGE_SIZE
     except DriverError as error:
         failure = error
-    _copy_to_user(task, arg, add.replace(count=done).encode(), "the argument")
+    copy_to_user(task, arg, add.replace(count=done).encode(), "the argument")
     if failure is not None:
         raise failure
 
@@ -168,8 +167,8 @@ def sgx_ioc_enclave_add_pages(encl: "Encl", arg: int, task: "Task") -> None:
 def sgx_ioc_enclave_init(encl: "Encl", arg: int, task: "Task") -> None:
     """EINIT with a SIGSTRUCT in user memory and any signer: the launch key hash is set to it."""
     _check_buildable(encl)
-    init = EnclaveInit.decode(_copy_from_user(task, arg, EnclaveInit.SIZE, "the argument"))
-    sigstruct = _copy_from_user(task, init.sigstruct, Sigstruct.SIZE, "the SIGSTRUCT")
+    init = EnclaveInit.decode(copy_from_user(task, arg, EnclaveInit.SIZE, "the argument"))
+    sigstruct = copy_from_user(task, init.sigstruct, Sigstruct.SIZE, "the SIGSTRUCT")
     css = Sigstruct.decode(sigstruct)
     if css.vendor not in (0, SIGSTRUCT_VENDOR_INTEL):
         raise DriverError(errno.EINVAL, f"SIGSTRUCT.VENDOR is {css.vendor:#x}; 0 or 0x8086 wanted")
@@ -196,14 +195,8 @@ def sgx_ioc_enclave_init(encl: "Encl", arg: int, task: "Task") -> None:
 
 
 def _einit(encl: "Encl", sigstruct: bytes, modulus: bytes) -> None:
-    import hashlib  # noqa: PLC0415  # a program that inits no enclave need not pay for it
-
-    cpu = encl.cpu
-    cpu.ia32_sgxlepubkeyhash = hashlib.sha256(modulus).digest()
-    memory = HeldMemory()
-    token = memory.place(bytes(Einittoken.SIZE))
     try:
-        code = einit(cpu, memory, memory.place(sigstruct), Epc.address(encl.created_secs()), token)
+        code = launch(encl, sigstruct, signer_hash(modulus))
     except Fault as fault:
         raise DriverError(errno.EIO, f"EINIT: {fault}") from fault
     if code:
@@ -215,7 +208,7 @@ def sgx_ioc_enclave_provision(encl: "Encl", arg: int, task: "Task") -> None:
 
     Allowed in any state.  CREATE sets the mask anew, so a grant before it is lost.
     """
-    data = _copy_from_user(task, arg, EnclaveProvision.SIZE, "the argument")
+    data = copy_from_user(task, arg, EnclaveProvision.SIZE, "the argument")
     fd = EnclaveProvision.decode(data).fd & 0xFFFF_FFFF
     file = task.file(fd)
     if file is None or not file.grants_provisioning:
@@ -242,7 +235,8 @@ def _validate_offset_length(encl: "Encl", offset: int, length: int) -> None:
         )
 
 
-def _validate_secinfo(secinfo: bytes) -> None:
+def validate_secinfo(secinfo: bytes) -> None:
+    """Judge the SECINFO of pages to be added (sgx_validate_secinfo); DriverError EINVAL."""
     flags = Secinfo.decode(secinfo).flags
     page_type = flags & SECINFO_PAGE_TYPE
     if page_type not in (SECINFO_REG, SECINFO_TCS):
@@ -256,23 +250,3 @@ def _validate_secinfo(secinfo: bytes) -> None:
         raise DriverError(errno.EINVAL, f"SECINFO.FLAGS {flags:#x} has reserved bits")
     if not Secinfo.reserved_is_zero(secinfo):
         raise DriverError(errno.EINVAL, "SECINFO has reserved bytes that are not zero")
-
-
-def _copy_from_user(task: "Task", address: int, length: int, what: str) -> bytes:
-    try:
-        with task.memory.user_access() as window:
-            return window.read(address, length)
-    except Fault as fault:
-        raise DriverError(
-            errno.EFAULT, f"{what} at {address:#x} cannot be read: {fault}"
-        ) from fault
-
-
-def _copy_to_user(task: "Task", address: int, data: bytes, what: str) -> None:
-    try:
-        with task.memory.user_access() as window:
-            window.write(address, data)
-    except Fault as fault:
-        raise DriverError(
-            errno.EFAULT, f"{what} at {address:#x} cannot be written: {fault}"
-        ) from fault

@@ -92,6 +92,12 @@ class PageArray:
                 yield self._runs[index]
             index += 1
 
+    def parts(self, start: int, end: int) -> Iterator[tuple[int, int, PageRun]]:
+        """Iterate over what of the runs lies in the addresses [start, end): low, high and the run."""
+        first, last = start // PAGE_SIZE, -(-end // PAGE_SIZE)
+        for run in self.overlapping(first, last):
+            yield max(run.first, first) * PAGE_SIZE, min(run.end, last) * PAGE_SIZE, run
+
     def absent_from(self, first: int, count: int) -> int:
         """Count the pages from ``first`` on, at most ``count``, before the first one that is present."""
         for run in self.overlapping(first, first + count):

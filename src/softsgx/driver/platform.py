@@ -16,6 +16,7 @@ from softsgx.cpu.model import Model
 from softsgx.cpu.processor import Processor
 from softsgx.driver.driver import Driver
 from softsgx.driver.local import LocalEnclave
+from softsgx.driver.nodes import MAINLINE, nodes_of
 from softsgx.driver.state import State
 from softsgx.driver.stores import DefaultStore
 
@@ -28,7 +29,7 @@ class Platform:
     ``epc`` is the EPC's size in bytes, a multiple of 4096; ``model`` is what the processor claims to be,
     made of ``epc`` and ``xcr0`` by default, else its EPC size counts; ``state`` is where its identity
     lives, the user's own by default; ``backing`` makes the stores of enclaves whose program chooses none,
-    by default anonymous files.
+    by default anonymous files; ``driver`` is the name of a driver (driver/nodes.py).
     """
 
     def __init__(
@@ -39,15 +40,17 @@ class Platform:
         state: State | None = None,
         xcr0: int = _XCR0_LEGACY,
         backing: DefaultStore | None = None,
+        driver: str = MAINLINE,
     ) -> None:
+        nodes_of(driver)  # which says what is wrong with the name
         model = Model(epc, xcr0) if model is None else model
         self.state = State() if state is None else state
         self.processor = Processor(model, self.state.identity(), model.epc_bytes // PAGE_SIZE)
-        self.driver = Driver(self.processor, backing)
+        self.driver = Driver(self.processor, backing, driver)
         self._enclaves: list[LocalEnclave] = []
 
     def open_enclave(self) -> LocalEnclave:
-        """Open /dev/sgx_enclave for the Python process; ``close`` of the platform ends what is left open."""
+        """Open the node of enclaves for the Python process; ``close`` of the platform ends what is left open."""
         enclave = LocalEnclave(self.driver)
         self._enclaves.append(enclave)
         return enclave

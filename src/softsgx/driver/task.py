@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 from softsgx.arch.secinfo import PAGE_SIZE
 from softsgx.cpu.memory import HeldMemory, Memory
 from softsgx.driver.stores import Stretch
-from softsgx.errors import Fault
+from softsgx.driver.vma import TASK_SIZE
+from softsgx.errors import DriverError, Fault
 
 if TYPE_CHECKING:
     from softsgx.driver.driver import EnclaveFile, ProvisionFile
@@ -93,6 +94,27 @@ class HeldStoreMemory:
 
     def close(self) -> None:
         """Do nothing: the memory is the caller's."""
+
+
+def executable_pages(task: Task, source: int, count: int) -> int:
+    """Count the source pages that may be executed, of ``count``; DriverError if the first may not.
+
+    The kernel's indirect question for a noexec mount: VM_MAYEXEC of the VMA.
+    """
+    # No task has memory beyond, whatever it answers; nor does a range wrap around.
+    address, end = source, min(source + count * PAGE_SIZE, TASK_SIZE)
+    may_exec: bool | None = None
+    while address < end:
+        may_exec = task.may_exec(address)
+        if not may_exec:
+            break
+        address = task.vma_end(address)
+    if address > source:
+        # A VMA ends on a page boundary.
+        return min(address - source, end - source) // PAGE_SIZE
+    if may_exec is None:
+        raise DriverError(errno.EFAULT, f"no memory is mapped at or above {source:#x}")
+    raise DriverError(errno.EACCES, f"the source page {source:#x} is on a noexec mount")
 
 
 class LocalTask(Task):

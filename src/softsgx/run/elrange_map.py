@@ -268,13 +268,13 @@ class EnclaveMap:
     def due(vma: EnclaveVma) -> "Iterator[tuple[int, int, int]]":
         """Give for each part of a mapping the protection that has to be in force: low, high, prot."""
         if vma.watched:
-            parts = vma.file.encl.unmappable(vma.start, vma.end, vma.prot)
-            within, between = 0, vma.prot
+            parts = vma.file.encl.narrowed(vma.start, vma.end, vma.prot)
+            between = vma.prot
         else:
             parts = vma.file.encl.touchable(vma.start, vma.end, vma.prot)
-            within, between = vma.prot, 0
+            between = 0
         at = vma.start
-        for low, high in parts:
+        for low, high, within in parts:
             if at < low:
                 yield at, low, between
             yield low, high, within

@@ -11,7 +11,6 @@ import os
 import struct
 
 from softsgx.driver.driver import EnclaveFile
-from softsgx.driver.nodes import ENCLAVE
 from softsgx.errors import SoftsgxError
 from softsgx.run import ptrace
 from softsgx.run.control import Control
@@ -100,8 +99,7 @@ class Machine:
         self.on_release()
         self._start_control()
         driver = self._platform.driver
-        file: EnclaveFile | ProvisionFile
-        file = driver.open_enclave() if node == ENCLAVE else driver.open_provision()
+        file = driver.open(node)
         fd = lease = -1
         try:
             fd = self._descriptor_of(file, flags)

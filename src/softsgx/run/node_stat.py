@@ -16,7 +16,10 @@ import time
 from softsgx.driver.nodes import ENCLAVE, PROVISION
 
 _MISC_MAJOR = 10
-_MINORS = {ENCLAVE: 125, PROVISION: 126}
+_DEVICES = {
+    ENCLAVE: (_MISC_MAJOR, 125),
+    PROVISION: (_MISC_MAJOR, 126),
+}
 _DEVTMPFS = 5  # the minor number of the file system's own, anonymous device
 _MODE = stat.S_IFCHR | 0o777
 _LINK_MODE = stat.S_IFLNK | 0o777
@@ -28,9 +31,6 @@ _STATX_DEVICES = 128  # rdev, then dev: major and minor of each
 _STATX_HEAD = struct.Struct("<IIQIIIHxxQQQQ")
 _STAT = struct.Struct("<QQQIIIIQqqq6Q24x")  # struct stat, 144 bytes
 
-# The pathname of a mapping of the memfd that driver/elrange.py makes.
-_MEMFD = b"/memfd:sgx_enclave (deleted)"
-_NODE = b"/dev/sgx_enclave"
 _PATH_COLUMN = 73
 
 
@@ -43,36 +43,43 @@ class NodeStat:
     def stat(self, kind: str, link: str | None = None) -> bytes:
         """Give the struct stat of a node (144 bytes)."""
         mode, size = (_MODE, 0) if link is None else (_LINK_MODE, len(link))
-        minor = _MINORS[kind]
-        device = os.makedev(_MISC_MAJOR, minor) if link is None else 0
+        major, minor = _DEVICES[kind]
+        device = os.makedev(major, minor) if link is None else 0
         times = (self._since, 0) * 3
         return _STAT.pack(_DEVTMPFS, minor, 1, mode, 0, 0, 0, device, size, _BLOCK, 0, *times)
 
     def statx(self, kind: str, link: str | None = None) -> bytes:
         """Give the struct statx of a node (256 bytes)."""
         mode, size = (_MODE, 0) if link is None else (_LINK_MODE, len(link))
-        minor = _MINORS[kind]
+        major, minor = _DEVICES[kind]
         record = bytearray(_STATX_SIZE)
         head = (_STATX_BASIC_STATS, _BLOCK, 0, 1, 0, 0, mode, minor, size, 0, 0)
         _STATX_HEAD.pack_into(record, 0, *head)
         for offset in _STATX_TIMES:
             struct.pack_into("<q", record, offset, self._since)
-        device = (_MISC_MAJOR, minor) if link is None else (0, 0)
+        device = (major, minor) if link is None else (0, 0)
         struct.pack_into("<4I", record, _STATX_DEVICES, *device, 0, _DEVTMPFS)
         return bytes(record)
 
 
-def describe_maps(maps: bytes) -> bytes:
+def describe_maps(maps: bytes, names: dict[str, str]) -> bytes:
     """Say in a /proc/PID/maps what the kernel's driver would: the node, at the offset that was given.
 
-    The offset is 0, which is what every known loader gives; the driver does not look at it.
+    `names` are the nodes' paths by kind. The offset is 0, which is what every known loader gives;
+    the driver does not look at it.
     """
+    # The pathname of a mapping of the memfd that driver/elrange.py makes.
+    memfds = {b"/memfd:sgx_%s (deleted)" % kind.encode(): kind for kind in names}
     return b"".join(
-        _device_line(line) if _MEMFD in line else line for line in maps.splitlines(keepends=True)
+        _device_line(line, memfds, names) if b"/memfd:sgx_" in line else line
+        for line in maps.splitlines(keepends=True)
     )
 
 
-def _device_line(line: bytes) -> bytes:
+def _device_line(line: bytes, memfds: dict[bytes, str], names: dict[str, str]) -> bytes:
+    kind = memfds.get(line[line.index(b"/memfd:sgx_") :].rstrip())
+    if kind is None:
+        return line
     span, permissions, _ = line.split(None, 2)
-    head = b"%s %s 00000000 00:%02x %d " % (span, permissions, _DEVTMPFS, _MINORS[ENCLAVE])
-    return head.ljust(_PATH_COLUMN) + _NODE + b"\n"
+    head = b"%s %s 00000000 00:%02x %d " % (span, permissions, _DEVTMPFS, _DEVICES[kind][1])
+    return head.ljust(_PATH_COLUMN) + names[kind].encode() + b"\n"

@@ -10,7 +10,6 @@ Sources: SDM volume 3, 36.3 and 38.5; arch/x86/mm/fault.c; arch/x86/kernel/cpu/s
 from softsgx.arch.exceptions import PFEC_I, PFEC_P, PFEC_SGX, PFEC_U, PFEC_W
 from softsgx.arch.secinfo import PT_TCS
 from softsgx.driver.reclaim import EpcExhausted
-from softsgx.driver.vma import PROT_RWX
 from softsgx.run import numbers as n
 from softsgx.run.elrange_map import too_many_runs
 from softsgx.run.revoke import pause
@@ -65,7 +64,7 @@ def missing(tracee: Tracee, address: int) -> bool:
     if (
         run is None
         or run.type == PT_TCS
-        or vma.prot & PROT_RWX & ~run.vm_max_prot
+        or not vma.file.encl.page_prot(run, vma.prot)
         or vma.file.encl.translate(page) is None
     ):
         return False

@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from softsgx.driver.nodes import Nodes
     from softsgx.run.notification import Listener, Notification
     from softsgx.run.path_sites import PathSites
     from softsgx.run.tracee import Tracee
@@ -46,14 +47,15 @@ class PathCalls:
 
     def __init__(
         self,
-        nodes: dict[str, str],
-        links: dict[str, str],
+        nodes: "Nodes",
         open_node: "Callable[[Tracee, str, int], int]",
         sites: "PathSites | None",
         kind_of: "Callable[[Tracee, int], str | None]",
     ) -> None:
-        self._nodes = nodes
-        self._links = links
+        self._nodes = nodes.paths
+        self._links = nodes.links
+        self._absent = nodes.absent
+        self._names = nodes.names
         self._open_node = open_node
         self._sites = sites
         self._kind_of = kind_of
@@ -77,7 +79,9 @@ class PathCalls:
             listener.give(call, tracee.lent, n.O_CLOEXEC)
             return
         node = self._nodes.get(path) if path else None
-        if node is None or path is None or tracee is None:
+        if path in self._absent:
+            listener.answer(call, -self._absent[path])
+        elif node is None or path is None or tracee is None:
             if tracee is not None and self._sites is not None:
                 self._sites.adopt(tracee, call)
             listener.let(call)
@@ -202,7 +206,7 @@ class PathCalls:
             return -1
         try:
             with open(f"/proc/{pid}/maps", "rb") as maps:
-                text = describe_maps(maps.read())
+                text = describe_maps(maps.read(), self._names)
         except OSError:
             return -1
         writable = os.memfd_create("maps", os.MFD_CLOEXEC)

@@ -10,6 +10,7 @@ import resource
 import sys
 
 from softsgx.cpu.model import Model
+from softsgx.driver.nodes import nodes_of
 from softsgx.errors import SoftsgxError
 from softsgx.run import numbers as n
 from softsgx.run import signals
@@ -99,6 +100,7 @@ def run_program(
     *,
     epc: int,
     state: "State",
+    driver: str,
     backing: str = "kernel",
     trace: "IO[str] | None" = None,
     stats: bool = False,
@@ -106,12 +108,13 @@ def run_program(
     kill_on_exit: bool = False,
     leave_text: bool = False,
 ) -> int:
-    """Run a program and all its descendants; give the first one's wait status.
+    """Run a program and all its descendants, over the driver of that name; give the first one's wait status.
 
     `backing` is what default_stores.default_store takes: where the enclaves' evicted pages go. `stats`
     says on standard error what happened, `stats_json` takes it as one JSON object. With `leave_text` no
     byte of any program's text is changed.
     """
+    nodes = nodes_of(driver)
     require_host()
     program = find_program(argv[0])
     require_servable(program)
@@ -131,7 +134,7 @@ def run_program(
     def platform() -> "Platform":
         from softsgx.driver.platform import Platform  # noqa: PLC0415  (see Supervisor)
 
-        return Platform(model=model, state=state, backing=default)
+        return Platform(model=model, state=state, driver=driver, backing=default)
 
     mask = block_signals()
     # The terminal's own signals go to the program; the supervisor ends when it does.
@@ -151,6 +154,7 @@ def run_program(
         vdso,
         observer,
         xcr0,
+        nodes,
         kill_on_exit=kill_on_exit,
         leave_text=leave_text,
         detours=trace is None and not report,

@@ -13,7 +13,6 @@ import os
 
 from greenlet import greenlet
 
-from softsgx.driver.nodes import LINKS, NODES
 from softsgx.errors import SoftsgxError
 from softsgx.run import numbers as n
 from softsgx.run import ptrace, signals
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from softsgx.cpu.model import Model
+    from softsgx.driver.nodes import Nodes
     from softsgx.driver.platform import Platform
     from softsgx.run.machine import Machine
     from softsgx.run.observe import Observer
@@ -63,8 +63,8 @@ def clone_flags(tracee: Tracee, tid: int) -> int:
 class Supervisor:
     """Follows a process tree until its last thread has ended.
 
-    `platform` is called when a program first asks for SGX; `model` is what its CPUID tells. With
-    `detours` the image may answer CPUID, which then nobody sees.
+    `platform` is called when a program first asks for SGX; `model` is what its CPUID tells, `nodes`
+    are those of its driver. With `detours` the image may answer CPUID, which then nobody sees.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Supervisor:
         vdso: "VdsoImage",
         observer: "Observer",
         xcr0: int,
+        nodes: "Nodes",
         *,
         kill_on_exit: bool = False,
         leave_text: bool = False,
@@ -86,7 +87,7 @@ class Supervisor:
         self._programs = Programs(vdso, observer, leave_text=leave_text, detours=detours)
         self._traps = Traps(model, vdso, observer, lambda: self._sgx.traps)
         sites = None if leave_text else PathSites(vdso)
-        self._paths = PathCalls(NODES, LINKS, self._open_node, sites, self._kind_of)
+        self._paths = PathCalls(nodes, self._open_node, sites, self._kind_of)
         self._tracees: dict[int, Tracee] = {}
         # A new thread may stop before its parent's event tells whose child it is.
         self._early: dict[int, int] = {}
