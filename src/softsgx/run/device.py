@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The system calls that concern an enclave: ioctl, and everything that maps or unmaps it.
+"""The system calls that make an enclave: ioctl and mmap; and the second filter, which brings the rest.
 
-Owns nothing. A program's descriptor is a memfd whose file
+Owns nothing. What changes a mapping is mapping_calls'. A program's descriptor is a memfd whose file
 offset is the linear address, so a mapping of it only needs its offset set right; what the
 kernel's driver would refuse is refused here by the driver's own rules.
 """
@@ -13,13 +13,14 @@ from weakref import WeakSet
 
 from softsgx.arch.ioctl import EnclaveAddPages
 from softsgx.driver.driver import EnclaveFile
-from softsgx.driver.task import LocalTask, Task
+from softsgx.driver.nodes import ENCLAVE
+from softsgx.driver.task import LocalTask
 from softsgx.errors import DriverError
 from softsgx.run import bpf, descriptors, ptrace
 from softsgx.run import numbers as n
 from softsgx.run.device_files import DeviceFiles, ProgramTask
 from softsgx.run.elrange_map import USER_MODE_ONLY, EnclaveMap, EnclaveVma, too_many_runs
-from softsgx.run.node_stat import NodeStat
+from softsgx.run.mapping_calls import round_up, settle
 from softsgx.run.ptrace import TraceeGone, failed
 from softsgx.run.records import TABLE_SIZE
 from softsgx.run.tracee import NO_SYSCALL, Injector, Process, Refused, Tracee
@@ -42,10 +43,6 @@ _PAGE = n.PAGE_SIZE
 _TOP = 1 << 47
 
 
-def _round_up(length: int) -> int:
-    return (length + _PAGE - 1) & ~(_PAGE - 1)
-
-
 class DeviceCalls:
     """Carries out the traced system calls that concern an enclave."""
 
@@ -63,7 +60,6 @@ class DeviceCalls:
         self._observer = observer
         self._revoker = revoker
         self._filter = bpf.second_filter()
-        self._stat = NodeStat()
         # Processes whose threads cannot share the second filter, and the threads that have it.
         self._apart: WeakSet[Process] = WeakSet()
         self._filtered: WeakSet[Tracee] = WeakSet()
@@ -83,7 +79,8 @@ class DeviceCalls:
                 self._install_second_filter(tracee, injector)
         started = self._observer.now()
         pages = len(file.encl.page_array) if isinstance(file, EnclaveFile) else 0
-        task = self._task(tracee, file)
+        # The provision node touches no memory.
+        task = ProgramTask(tracee, self._files) if file.kind == ENCLAVE else LocalTask()
         error: DriverError | None = None
         try:
             result = file.ioctl(request, argument, task)
@@ -127,21 +124,7 @@ class DeviceCalls:
             return
         added = EnclaveAddPages.decode(arguments)
         start = file.encl.base + added.offset
-        self._settle(tracee, start, start + added.count)
-
-    @staticmethod
-    def _settle(tracee: Tracee, start: int, end: int) -> None:
-        """Put in force what is due; the thread's call can still be carried out or skipped."""
-        enclaves = tracee.mm.enclaves
-        if enclaves is not None and enclaves.unsettled(start, end) is not None:
-            with tracee.injecting() as injector:
-                if enclaves.settle(injector, start, end):
-                    raise Refused(too_many_runs(tracee))
-
-    def _task(self, tracee: Tracee, file: "DeviceFile") -> Task:
-        if isinstance(file, EnclaveFile):
-            return ProgramTask(tracee, self._files)
-        return LocalTask()  # the provision node touches no memory
+        settle(tracee, start, start + added.count)
 
     # -- mmap -------------------------------------------------------------------------------
 
@@ -175,7 +158,7 @@ class DeviceCalls:
         regs = tracee.regs
         given = regs.rdi, regs.rdx, regs.r10, regs.r9
         address, length, prot, flags = regs.rdi, regs.rsi, regs.rdx & 7, regs.r10
-        task = self._task(tracee, file)
+        task = ProgramTask(tracee, self._files)
         file.check_mmap(address, length, prot, flags, task)
         if not isinstance(file, EnclaveFile):
             raise DriverError(errno.ENODEV, "only an enclave can be mapped")
@@ -211,7 +194,7 @@ class DeviceCalls:
         regs.rdi, regs.rdx, regs.r10, regs.r9 = given
         if failed(result):
             return None
-        vma = EnclaveVma(result, result + _round_up(length), prot, file)
+        vma = EnclaveVma(result, result + round_up(length), prot, file)
         vma.may_write = may_write
         return vma
 
@@ -337,163 +320,3 @@ class DeviceCalls:
             injector.call(n.SYS_MUNMAP, at, TABLE_SIZE)
         elif not failed(at):
             tracee.mm.records = at
-
-    # -- the descriptor ------------------------------------------------------------------------
-
-    def descriptor_call(self, tracee: Tracee) -> None:
-        """Answer fstat, ftruncate or fallocate of a node's descriptor, as of a character device."""
-        regs = tracee.regs
-        number, argument = regs.orig_rax, regs.rsi
-        file = self._files.of(tracee, regs.rdi & 0xFFFFFFFF)
-        if file is None:
-            ptrace.cont(tracee.tid)
-        elif number == n.SYS_FSTAT:
-            written = tracee.mm.write(argument, self._stat.stat(file.kind))
-            tracee.finish_call(0 if written else -errno.EFAULT)
-        else:
-            tracee.finish_call(-errno.EINVAL if number == n.SYS_FTRUNCATE else -errno.ENODEV)
-
-    # -- what changes a mapping ---------------------------------------------------------------
-
-    def mmap_over(self, tracee: Tracee) -> bool:
-        """Carry out a MAP_FIXED mapping of something else over an enclave range: a munmap.
-
-        False where the call does not lie over one, and still stands at its stop.
-        """
-        regs = tracee.regs
-        tracee.mm.source_vma = None
-        enclaves = tracee.mm.enclaves
-        start, end = regs.rdi, regs.rdi + _round_up(regs.rsi)
-        if enclaves is None or not regs.r10 & n.MAP_FIXED or not enclaves.overlapping(start, end):
-            return False
-        if not failed(tracee.run_to_exit()):
-            enclaves.remove(start, end)
-        ptrace.cont(tracee.tid)
-        return True
-
-    def remap_file_pages(self, tracee: Tracee) -> None:
-        """Refuse remap_file_pages on an enclave: the address selects the page, never an offset."""
-        regs = tracee.regs
-        enclaves = tracee.mm.enclaves
-        if enclaves is not None and enclaves.overlapping(regs.rdi, regs.rdi + _round_up(regs.rsi)):
-            tracee.finish_call(-errno.EINVAL)
-        else:
-            ptrace.cont(tracee.tid)
-
-    def munmap(self, tracee: Tracee) -> None:
-        """Carry out a munmap."""
-        regs = tracee.regs
-        tracee.mm.source_vma = None
-        enclaves = tracee.mm.enclaves
-        start, end = regs.rdi, regs.rdi + _round_up(regs.rsi)
-        held = enclaves is not None and enclaves.overlapping(start, end)
-        if enclaves is not None and held and not failed(tracee.run_to_exit()):
-            enclaves.remove(start, end)
-        ptrace.cont(tracee.tid)
-
-    def mprotect(self, tracee: Tracee) -> None:
-        """Carry out an mprotect; on enclave memory sgx_vma_mprotect decides first."""
-        regs = tracee.regs
-        tracee.mm.source_vma = None
-        enclaves = tracee.mm.enclaves
-        start, end, prot = regs.rdi, regs.rdi + _round_up(regs.rsi), regs.rdx & 7
-        parts = enclaves.overlapping(start, end) if enclaves is not None else []
-        if enclaves is None or not parts:
-            ptrace.cont(tracee.tid)
-            return
-        try:
-            for part in parts:
-                self._check_mprotect(tracee, part, prot)
-        except DriverError as refused:
-            self._observer.refused(tracee, "mprotect", refused)
-            tracee.finish_call(-refused.errno)
-            return
-        for part in parts:
-            part.prot = prot
-        if all(due == prot for part in parts for _, _, due in enclaves.due(part)):
-            if not failed(tracee.run_to_exit()):
-                enclaves.protect(start, end, prot, prot)
-                # What another thread has added meanwhile may allow less.
-                self._settle(tracee, start, end)
-            ptrace.cont(tracee.tid)
-        else:
-            tracee.finish_call(-self._mprotect_by_runs(tracee, enclaves, parts))
-
-    def _check_mprotect(self, tracee: Tracee, part: EnclaveVma, prot: int) -> None:
-        if prot & n.PROT_WRITE and not part.may_write:
-            raise DriverError(
-                errno.EACCES, "the descriptor that was mapped is open for reading only"
-            )
-        part.file.check_mprotect(part.start, part.end, prot, self._task(tracee, part.file))
-
-    def _mprotect_by_runs(
-        self, tracee: Tracee, enclaves: EnclaveMap, parts: list[EnclaveVma]
-    ) -> int:
-        """Carry out an mprotect that must leave holes out of reach; gives an errno, or 0."""
-        regs = tracee.regs
-        at, end, asked = regs.rdi, regs.rdi + _round_up(regs.rsi), regs.rdx
-        runs: list[tuple[int, int, int | None]] = []
-        for part in parts:
-            runs += [(at, part.start, None), *enclaves.due(part)]
-            at = part.end
-        runs.append((at, end, None))
-        with tracee.injecting() as injector:
-            # In the kernel's order: what lies before a failure is changed.
-            for low, high, due in runs:
-                if low == high:
-                    continue
-                prot = asked if due is None else asked & ~7 | due
-                result = injector.call(regs.orig_rax, low, high - low, prot, regs.r10)
-                if failed(result):
-                    if due is not None and failed(result) == errno.ENOMEM:
-                        self._observer.warn(too_many_runs(tracee))
-                    return failed(result)
-                if due is not None:
-                    enclaves.protect(low, high, asked & 7, due)
-        return 0
-
-    def mremap(self, tracee: Tracee) -> None:
-        """Carry out an mremap; an enclave mapping (VM_DONTEXPAND) neither grows nor moves."""
-        regs = tracee.regs
-        tracee.mm.source_vma = None
-        enclaves = tracee.mm.enclaves
-        old, old_length, new_length = regs.rdi, _round_up(regs.rsi), _round_up(regs.rdx)
-        if enclaves is None:
-            ptrace.cont(tracee.tid)
-            return
-        parts = enclaves.overlapping(old, old + max(old_length, 1))
-        if parts:
-            try:
-                parts[0].file.check_mremap(old_length, new_length, regs.r10)
-            except DriverError as refused:
-                self._observer.refused(tracee, "mremap", refused)
-                tracee.finish_call(-refused.errno)
-                return
-        result = tracee.run_to_exit()
-        if not failed(result):
-            if parts:
-                enclaves.remove(old + new_length, old + old_length)
-            if result != old:
-                enclaves.remove(result, result + new_length)
-        ptrace.cont(tracee.tid)
-
-    def madvise(self, tracee: Tracee) -> None:
-        """Carry out an madvise; on enclave memory as the kernel treats a device mapping."""
-        regs = tracee.regs
-        tracee.mm.source_vma = None
-        enclaves = tracee.mm.enclaves
-        start, end, advice = regs.rdi, regs.rdi + _round_up(regs.rsi), regs.rdx & 0xFFFFFFFF
-        parts = enclaves.overlapping(start, end) if enclaves is not None else []
-        if enclaves is not None and parts:
-            try:
-                granted = [part.file.check_madvise(advice, part.prot) for part in parts]
-            except DriverError as refused:
-                self._observer.refused(tracee, "madvise", refused)
-                tracee.finish_call(-refused.errno)
-                return
-            if not all(granted):
-                tracee.finish_call(0)
-                return
-            if advice == n.MADV_DONTFORK:
-                enclaves.set_dontfork(start, end)
-        ptrace.cont(tracee.tid)

@@ -18,6 +18,7 @@ from softsgx.run.device import DeviceCalls
 from softsgx.run.device_files import DeviceFiles
 from softsgx.run.enclave_traps import EnclaveTraps
 from softsgx.run.keeper import Keeper
+from softsgx.run.mapping_calls import MappingCalls
 from softsgx.run.records import RecordTable
 from softsgx.run.revoke import Revoker
 
@@ -77,6 +78,7 @@ class Machine:
         observer.observe(platform.driver)
         self.keeper = Keeper()
         self.files = DeviceFiles()
+        self.mappings = MappingCalls(self.files, observer)
         self.device = DeviceCalls(
             self.files, self.keeper, self._records, observer, Revoker(tracees)
         )

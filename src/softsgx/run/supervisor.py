@@ -330,15 +330,15 @@ class Supervisor:
             case n.SYS_MMAP:
                 self._on_mmap(tracee)
             case n.SYS_MUNMAP:
-                self._sgx.device.munmap(tracee)
+                self._sgx.mappings.munmap(tracee)
             case n.SYS_MPROTECT | n.SYS_PKEY_MPROTECT:
-                self._sgx.device.mprotect(tracee)
+                self._sgx.mappings.mprotect(tracee)
             case n.SYS_MREMAP:
-                self._sgx.device.mremap(tracee)
+                self._sgx.mappings.mremap(tracee)
             case n.SYS_REMAP_FILE_PAGES:
-                self._sgx.device.remap_file_pages(tracee)
+                self._sgx.mappings.remap_file_pages(tracee)
             case n.SYS_MADVISE:
-                self._sgx.device.madvise(tracee)
+                self._sgx.mappings.madvise(tracee)
             case n.SYS_CLONE:
                 regs.rdi &= ~n.CLONE_UNTRACED
                 tracee.store_regs()
@@ -346,7 +346,7 @@ class Supervisor:
             case n.SYS_RT_SIGACTION:
                 self._on_sigaction(tracee)
             case n.SYS_FSTAT | n.SYS_FTRUNCATE | n.SYS_FALLOCATE:
-                self._sgx.device.descriptor_call(tracee)
+                self._sgx.mappings.descriptor_call(tracee)
             case n.SYS_PTRACE:
                 self._on_ptrace(tracee)
             case _:
@@ -399,8 +399,10 @@ class Supervisor:
 
     def _on_mmap(self, tracee: Tracee) -> None:
         regs = tracee.regs
-        device = self._machine.device if self._machine is not None else None
-        if device is not None and (device.mmap(tracee) is not None or device.mmap_over(tracee)):
+        machine = self._machine
+        if machine is not None and (
+            machine.device.mmap(tracee) is not None or machine.mappings.mmap_over(tracee)
+        ):
             return
         if regs.rdx & n.PROT_EXEC and not regs.r10 & n.MAP_ANONYMOUS:
             self._programs.map_executable(tracee)

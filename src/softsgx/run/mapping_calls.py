@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The system calls that change or end a mapping of an enclave, and those that ask about its descriptor.
+
+Owns nothing. The driver's rules judge a call before the kernel carries it out, and the list of the
+address space's enclave mappings is kept as the kernel keeps its own.
+"""
+
+import errno
+
+from softsgx.errors import DriverError
+from softsgx.run import numbers as n
+from softsgx.run import ptrace
+from softsgx.run.device_files import DeviceFiles, ProgramTask
+from softsgx.run.elrange_map import EnclaveMap, EnclaveVma, too_many_runs
+from softsgx.run.node_stat import NodeStat
+from softsgx.run.ptrace import failed
+from softsgx.run.tracee import Refused, Tracee
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from softsgx.run.observe import Observer
+
+_PAGE = n.PAGE_SIZE
+
+
+def round_up(length: int) -> int:
+    """Give a length in whole pages."""
+    return (length + _PAGE - 1) & ~(_PAGE - 1)
+
+
+def settle(tracee: Tracee, start: int, end: int) -> None:
+    """Put in force what is due; the thread's call can still be carried out or skipped."""
+    enclaves = tracee.mm.enclaves
+    if enclaves is not None and enclaves.unsettled(start, end) is not None:
+        with tracee.injecting() as injector:
+            if enclaves.settle(injector, start, end):
+                raise Refused(too_many_runs(tracee))
+
+
+class MappingCalls:
+    """Carries out the traced calls on mappings."""
+
+    def __init__(self, files: DeviceFiles, observer: "Observer") -> None:
+        self._files = files
+        self._observer = observer
+        self._stat = NodeStat()
+
+    # -- the descriptor ------------------------------------------------------------------------
+
+    def descriptor_call(self, tracee: Tracee) -> None:
+        """Answer fstat, ftruncate or fallocate of a node's descriptor, as of a character device."""
+        regs = tracee.regs
+        number, argument = regs.orig_rax, regs.rsi
+        file = self._files.of(tracee, regs.rdi & 0xFFFFFFFF)
+        if file is None:
+            ptrace.cont(tracee.tid)
+        elif number == n.SYS_FSTAT:
+            written = tracee.mm.write(argument, self._stat.stat(file.kind))
+            tracee.finish_call(0 if written else -errno.EFAULT)
+        else:
+            tracee.finish_call(-errno.EINVAL if number == n.SYS_FTRUNCATE else -errno.ENODEV)
+
+    # -- what changes a mapping ---------------------------------------------------------------
+
+    def mmap_over(self, tracee: Tracee) -> bool:
+        """Carry out a MAP_FIXED mapping of something else over an enclave range: a munmap.
+
+        False where the call does not lie over one, and still stands at its stop.
+        """
+        regs = tracee.regs
+        tracee.mm.source_vma = None
+        enclaves = tracee.mm.enclaves
+        start, end = regs.rdi, regs.rdi + round_up(regs.rsi)
+        if enclaves is None or not regs.r10 & n.MAP_FIXED or not enclaves.overlapping(start, end):
+            return False
+        if not failed(tracee.run_to_exit()):
+            enclaves.remove(start, end)
+        ptrace.cont(tracee.tid)
+        return True
+
+    def remap_file_pages(self, tracee: Tracee) -> None:
+        """Refuse remap_file_pages on an enclave: the address selects the page, never an offset."""
+        regs = tracee.regs
+        enclaves = tracee.mm.enclaves
+        if enclaves is not None and enclaves.overlapping(regs.rdi, regs.rdi + round_up(regs.rsi)):
+            tracee.finish_call(-errno.EINVAL)
+        else:
+            ptrace.cont(tracee.tid)
+
+    def munmap(self, tracee: Tracee) -> None:
+        """Carry out a munmap."""
+        regs = tracee.regs
+        tracee.mm.source_vma = None
+        enclaves = tracee.mm.enclaves
+        start, end = regs.rdi, regs.rdi + round_up(regs.rsi)
+        held = enclaves is not None and enclaves.overlapping(start, end)
+        if enclaves is not None and held and not failed(tracee.run_to_exit()):
+            enclaves.remove(start, end)
+        ptrace.cont(tracee.tid)
+
+    def mprotect(self, tracee: Tracee) -> None:
+        """Carry out an mprotect; on enclave memory sgx_vma_mprotect decides first."""
+        regs = tracee.regs
+        tracee.mm.source_vma = None
+        enclaves = tracee.mm.enclaves
+        start, end, prot = regs.rdi, regs.rdi + round_up(regs.rsi), regs.rdx & 7
+        parts = enclaves.overlapping(start, end) if enclaves is not None else []
+        if enclaves is None or not parts:
+            ptrace.cont(tracee.tid)
+            return
+        try:
+            for part in parts:
+                self._check_mprotect(tracee, part, prot)
+        except DriverError as refused:
+            self._observer.refused(tracee, "mprotect", refused)
+            tracee.finish_call(-refused.errno)
+            return
+        for part in parts:
+            part.prot = prot
+        if all(due == prot for part in parts for _, _, due in enclaves.due(part)):
+            if not failed(tracee.run_to_exit()):
+                enclaves.protect(start, end, prot, prot)
+                # What another thread has added meanwhile may allow less.
+                settle(tracee, start, end)
+            ptrace.cont(tracee.tid)
+        else:
+            tracee.finish_call(-self._mprotect_by_runs(tracee, enclaves, parts))
+
+    def _check_mprotect(self, tracee: Tracee, part: EnclaveVma, prot: int) -> None:
+        if prot & n.PROT_WRITE and not part.may_write:
+            raise DriverError(
+                errno.EACCES, "the descriptor that was mapped is open for reading only"
+            )
+        part.file.check_mprotect(part.start, part.end, prot, ProgramTask(tracee, self._files))
+
+    def _mprotect_by_runs(
+        self, tracee: Tracee, enclaves: EnclaveMap, parts: list[EnclaveVma]
+    ) -> int:
+        """Carry out an mprotect that must leave holes out of reach; gives an errno, or 0."""
+        regs = tracee.regs
+        at, end, asked = regs.rdi, regs.rdi + round_up(regs.rsi), regs.rdx
+        runs: list[tuple[int, int, int | None]] = []
+        for part in parts:
+            runs += [(at, part.start, None), *enclaves.due(part)]
+            at = part.end
+        runs.append((at, end, None))
+        with tracee.injecting() as injector:
+            # In the kernel's order: what lies before a failure is changed.
+            for low, high, due in runs:
+                if low == high:
+                    continue
+                prot = asked if due is None else asked & ~7 | due
+                result = injector.call(regs.orig_rax, low, high - low, prot, regs.r10)
+                if failed(result):
+                    if due is not None and failed(result) == errno.ENOMEM:
+                        self._observer.warn(too_many_runs(tracee))
+                    return failed(result)
+                if due is not None:
+                    enclaves.protect(low, high, asked & 7, due)
+        return 0
+
+    def mremap(self, tracee: Tracee) -> None:
+        """Carry out an mremap; an enclave mapping (VM_DONTEXPAND) neither grows nor moves."""
+        regs = tracee.regs
+        tracee.mm.source_vma = None
+        enclaves = tracee.mm.enclaves
+        old, old_length, new_length = regs.rdi, round_up(regs.rsi), round_up(regs.rdx)
+        if enclaves is None:
+            ptrace.cont(tracee.tid)
+            return
+        parts = enclaves.overlapping(old, old + max(old_length, 1))
+        if parts:
+            try:
+                parts[0].file.check_mremap(old_length, new_length, regs.r10)
+            except DriverError as refused:
+                self._observer.refused(tracee, "mremap", refused)
+                tracee.finish_call(-refused.errno)
+                return
+        result = tracee.run_to_exit()
+        if not failed(result):
+            if parts:
+                enclaves.remove(old + new_length, old + old_length)
+            if result != old:
+                enclaves.remove(result, result + new_length)
+        ptrace.cont(tracee.tid)
+
+    def madvise(self, tracee: Tracee) -> None:
+        """Carry out an madvise; on enclave memory as the kernel treats a device mapping."""
+        regs = tracee.regs
+        tracee.mm.source_vma = None
+        enclaves = tracee.mm.enclaves
+        start, end, advice = regs.rdi, regs.rdi + round_up(regs.rsi), regs.rdx & 0xFFFFFFFF
+        parts = enclaves.overlapping(start, end) if enclaves is not None else []
+        if enclaves is not None and parts:
+            try:
+                granted = [part.file.check_madvise(advice, part.prot) for part in parts]
+            except DriverError as refused:
+                self._observer.refused(tracee, "madvise", refused)
+                tracee.finish_call(-refused.errno)
+                return
+            if not all(granted):
+                tracee.finish_call(0)
+                return
+            if advice == n.MADV_DONTFORK:
+                enclaves.set_dontfork(start, end)
+        ptrace.cont(tracee.tid)
