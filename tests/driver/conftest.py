@@ -183,6 +183,14 @@ class Bench:
             assert enclave.add_pages(offset, data, flags, measure=measured) == len(data)
         return enclave
 
+    def build_mapped(self, **changes: Any) -> Any:
+        """Return a MappedEnclave with the small enclave's pages, not initialized: for the older drivers."""
+        enclave = self.platform.map_enclave(SIZE, BASE)
+        assert enclave.create(self.secs(**changes)) == 0
+        for offset, flags, data, measured in self.pages():
+            assert enclave.add_pages(offset, data, flags, measure=measured) == 0
+        return enclave
+
     def good_sigstruct(self, **changes: Any) -> bytes:
         return self.sigstruct(self.mrenclave(self.pages()), **changes)
 

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from softsgx.driver.nodes import DCAP, DRIVERS, ENCLAVE, MAINLINE, PROVISION, nodes_of
+from softsgx.driver.nodes import (
+    DCAP,
+    DCAP_1_5,
+    DRIVERS,
+    ENCLAVE,
+    ISGX,
+    MAINLINE,
+    PROVISION,
+    V16,
+    nodes_of,
+)
 from softsgx.driver.platform import Platform
 from softsgx.driver.state import State
 from softsgx.errors import SoftsgxError
@@ -33,7 +43,8 @@ def test_the_nodes_of_dcap_are_in_a_directory() -> None:
     nodes = nodes_of(DCAP)
     assert nodes.paths == {"/dev/sgx/enclave": ENCLAVE, "/dev/sgx/provision": PROVISION}
     assert nodes.links == {}
-    assert nodes.absent == {"/dev/sgx_enclave": ENOENT, "/dev/sgx_provision": ENOENT}
+    assert set(nodes.absent.values()) == {ENOENT}
+    assert nodes.absent.keys() >= {"/dev/sgx_enclave", "/dev/sgx_provision", "/dev/isgx"}
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -54,3 +65,22 @@ def test_an_unknown_driver_is_told_the_known_ones(driver: str) -> None:
         Platform(driver=driver, state=State.temporary()),
     ):
         pass
+
+
+def test_the_older_drivers_have_one_node_and_dcap_1_5_has_two() -> None:
+    assert nodes_of(V16).paths == {"/dev/sgx": V16}
+    assert nodes_of(ISGX).paths == {"/dev/isgx": ISGX}
+    assert nodes_of(DCAP_1_5).paths == {"/dev/sgx": DCAP_1_5, "/dev/sgx_prv": PROVISION}
+    # What is below a node is in no directory.
+    for driver in (V16, DCAP_1_5):
+        absent = nodes_of(driver).absent
+        assert absent["/dev/sgx/enclave"] == absent["/dev/sgx/provision"] == ENOTDIR
+        assert absent["/dev/sgx_enclave"] == absent["/dev/isgx"] == ENOENT
+    assert nodes_of(ISGX).absent["/dev/sgx"] == ENOENT
+    assert "/dev/sgx" not in nodes_of(MAINLINE).absent
+
+
+@pytest.mark.parametrize("version", ["dcap-1.3", "dcap-1.9", "dcap1.5"])
+def test_a_version_of_dcap_is_told_which_name_stands_for_it(version: str) -> None:
+    with pytest.raises(SoftsgxError, match=r"DCAP up to 1\.3 is v16, 1\.4 is dcap-1\.5"):
+        nodes_of(version)

@@ -2,11 +2,11 @@
 """`softsgx run --driver`: the nodes of each driver, and enclaves by the ABI of each."""
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from softsgx.driver.nodes import DRIVERS, ENCLAVE, nodes_of
+from softsgx.driver.nodes import DRIVERS, ENCLAVE, ISGX, LEGACY, V16, nodes_of
 
 if TYPE_CHECKING:
     from conftest import Harness
@@ -27,7 +27,7 @@ def test_the_nodes_of_one_driver_are_there_and_no_other(softsgx: "Harness", driv
     for path in asked:
         wanted.append(f"{path} {nodes.absent.get(path, 0)}")
         kind = nodes.paths.get(path)
-        if kind == ENCLAVE:
+        if kind in (ENCLAVE, *LEGACY):
             wanted += [f"mapped {nodes.names[kind]}"] * (
                 1 + wanted.count(f"mapped {nodes.names[kind]}")
             )
@@ -50,3 +50,49 @@ def test_what_absent_nodes_give_is_no_node_to_a_program(softsgx: "Harness") -> N
 
 def test_dcap(softsgx: "Harness") -> None:
     softsgx.checked("dcap", options=("--driver", "dcap"))
+
+
+# -- enclaves by address ------------------------------------------------------------------------
+
+
+def legacy(softsgx: "Harness", name: str, driver: str, *more: str, **named: Any) -> str:
+    """Run a program of the kind of tests/programs/legacy.h on a driver's node."""
+    node = next(path for path, kind in nodes_of(driver).paths.items() if kind in LEGACY)
+    options = ("--driver", driver, *named.pop("options", ()))
+    return softsgx.checked(name, node, driver, *more, options=options, **named)
+
+
+@pytest.mark.parametrize("driver", LEGACY)
+def test_an_enclave_belongs_to_its_mapping(softsgx: "Harness", driver: str) -> None:
+    legacy(softsgx, "legacy", driver)
+
+
+USERFAULTFD = 323
+
+
+@pytest.fixture(params=["userfaultfd", "without userfaultfd"])
+def before(request: pytest.FixtureRequest, softsgx: "Harness") -> list[str]:
+    """Give the words before a command that let holes be found the one way or the other."""
+    return [] if request.param == "userfaultfd" else softsgx.refusing("1", [USERFAULTFD])
+
+
+# An EPC that holds one enclave of the tests and not two.
+SMALL = ("--epc", "400K")
+
+
+def test_an_enclave_without_userfaultfd(softsgx: "Harness", before: list[str]) -> None:
+    legacy(softsgx, "legacy", "v16", sandbox=before)
+
+
+@pytest.mark.parametrize("driver", [V16, ISGX])
+def test_who_is_inside_is_driven_out(softsgx: "Harness", driver: str, before: list[str]) -> None:
+    legacy(softsgx, "legacy_end", driver, "inside", sandbox=before, options=SMALL)
+
+
+def test_an_enclave_ends_with_its_process(softsgx: "Harness", before: list[str]) -> None:
+    # Were a page lost each time, the EPC would be gone long before.
+    legacy(softsgx, "legacy_end", V16, "exit", "24", sandbox=before, options=SMALL)
+
+
+def test_an_enclave_ends_with_an_exec(softsgx: "Harness") -> None:
+    legacy(softsgx, "legacy_end", ISGX, "exec", "6", options=SMALL)

@@ -33,7 +33,6 @@ NOT_MODELLED = (
     ("SGX2 ioctls", "RESTRICT_PERMISSIONS, MODIFY_TYPES and REMOVE_PAGES (EDMM) give ENODEV"),
     ("AEX-Notify, CET", "not claimed: CREATE gives EIO, and INIT gives EINVAL"),
     ("ENCLV, virtual EPC", "#UD; there is no /dev/sgx_vepc"),
-    ("the drivers v16 and isgx", "only those of mainline Linux and of DCAP are there"),
     ("32-bit enclaves", "they can be built and measured; EENTER is #GP"),
     ("enclaves of 2^47 bytes and more", "not claimed: CREATE gives EIO"),
     ("32-bit host programs", "they run without SGX, with a warning"),

@@ -106,7 +106,7 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
         "--driver",
         default=_DEFAULT_DRIVER,
         metavar="NAME",
-        help="whose nodes and ioctls the programs find: mainline (default) or dcap",
+        help="whose nodes and ioctls the programs find: mainline (default), dcap, dcap-1.5, v16 or isgx",
     )
     parser.add_argument("--state", metavar="DIR", help="keep the platform's identity here")
     parser.add_argument(

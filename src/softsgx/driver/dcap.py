@@ -60,6 +60,8 @@ class DcapEnclaveFile(EnclaveFile):
     """An open file of /dev/sgx/enclave."""
 
     encl_type = DcapEncl
+    # Pages have been added before its EINTR.
+    restarts = False
 
     def check_mprotect(self, start: int, end: int, prot: int, task: "Task") -> None:
         """Grant any protection: the EPCM is asked at the access."""

@@ -7,7 +7,7 @@ user memory suspends one of them.
 
 import errno
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 from softsgx.arch.secinfo import PAGE_SIZE
 from softsgx.driver import vma
@@ -16,7 +16,7 @@ from softsgx.driver.encl import Encl
 from softsgx.driver.encl_stats import DriverStats
 from softsgx.driver.epc_allocator import EpcAllocator
 from softsgx.driver.ioctl import sgx_ioctl
-from softsgx.driver.nodes import DCAP, ENCLAVE, MAINLINE, PROVISION
+from softsgx.driver.nodes import DCAP, ENCLAVE, LEGACY, MAINLINE, PROVISION
 from softsgx.driver.policy import TwoQueues
 from softsgx.driver.reclaim import Reclaimer
 from softsgx.driver.stores import DefaultStore, Stores
@@ -29,12 +29,15 @@ from softsgx.driver.vma import (
     PROT_WRITE,
     TASK_SIZE,
 )
-from softsgx.errors import DriverError
+from softsgx.errors import DriverError, SoftsgxError
 
 if TYPE_CHECKING:
     from softsgx.cpu.processor import Processor
     from softsgx.driver.encl_stats import EnclEvents
+    from softsgx.driver.legacy import LegacyFile
     from softsgx.driver.task import Task
+
+    DeviceFile: TypeAlias = "EnclaveFile | ProvisionFile | LegacyFile"
 
 
 class Driver:
@@ -57,12 +60,24 @@ class Driver:
         self.stats = DriverStats()
         self.events: EnclEvents | None = None
 
-    def open(self, kind: str) -> "EnclaveFile | ProvisionFile":
+    def open(self, kind: str) -> "DeviceFile":
         """Open a node by its kind."""
+        if kind in LEGACY:
+            return self.open_legacy()
         return self.open_enclave() if kind == ENCLAVE else self.open_provision()
 
+    def open_legacy(self) -> "LegacyFile":
+        """Open the node of a driver that finds an enclave by its address; SoftsgxError if this one does not."""
+        if self.name not in LEGACY:
+            raise SoftsgxError(f"the driver {self.name} has enclave files: open_enclave")
+        from softsgx.driver.legacy import LegacyFile  # noqa: PLC0415  (few runs want it)
+
+        return LegacyFile(self)
+
     def open_enclave(self) -> "EnclaveFile":
-        """Open the node of enclaves: a new enclave, nothing created yet."""
+        """Open the node of enclaves: a new enclave, nothing created yet.  SoftsgxError if there is none."""
+        if self.name in LEGACY:
+            raise SoftsgxError(f"the driver {self.name} has no enclave files: map_enclave")
         if self.name == DCAP:
             from softsgx.driver.dcap import DcapEnclaveFile  # noqa: PLC0415  (few runs want it)
 
@@ -88,6 +103,10 @@ class EnclaveFile:
 
     kind = ENCLAVE
     grants_provisioning = False
+    # munmap alone ends no enclave.
+    ends_unmapped = False
+    # EINTR is what a caller sees whose signal's handler has no SA_RESTART, else the call begins anew.
+    restarts = True
     encl_type = Encl
 
     def __init__(self, driver: Driver) -> None:
@@ -182,6 +201,7 @@ class ProvisionFile:
 
     kind = PROVISION
     grants_provisioning = True
+    restarts = False
 
     def ioctl(self, request: int, arg: int, task: "Task") -> int:  # noqa: ARG002 - as EnclaveFile's
         """Refuse: the node has no ioctls."""

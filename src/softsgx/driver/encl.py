@@ -77,6 +77,7 @@ class Encl:
         # Killed, for lack of EPC or of its backing: no page is left, and none comes (SGX_ENCL_OOM of the
         # EPC cgroup series).
         self.dead = False
+        self.eid = 0
         self.base = 0
         self.size = 0
         self.attributes = 0
@@ -140,6 +141,7 @@ class Encl:
                 default.close()
             raise DriverError(errno.EIO, f"ECREATE: {fault}") from fault
         self.secs_page = page
+        self.eid = self.cpu.enclaves[page].eid
         self._reclaimer.created(self, page)
         self.base = fields.baseaddr
         self.size = fields.size

@@ -8,10 +8,15 @@ from softsgx.errors import SoftsgxError
 # The drivers by name: see docs/drivers.md.
 MAINLINE = "mainline"
 DCAP = "dcap"
+DCAP_1_5 = "dcap-1.5"
+V16 = "v16"
+ISGX = "isgx"
 
-# The kinds of node.
+# The kinds of node.  An open file of ENCLAVE is one enclave; one of a legacy node, whose kind is its
+# driver's name, serves those of all processes, each found by its address.
 ENCLAVE = "enclave"
 PROVISION = "provision"
+LEGACY = (V16, ISGX, DCAP_1_5)
 
 
 class Nodes:
@@ -45,6 +50,9 @@ DRIVERS = {
         },
     ),
     DCAP: Nodes({"/dev/sgx/enclave": ENCLAVE, "/dev/sgx/provision": PROVISION}),
+    DCAP_1_5: Nodes({"/dev/sgx": DCAP_1_5, "/dev/sgx_prv": PROVISION}),
+    V16: Nodes({"/dev/sgx": V16}),
+    ISGX: Nodes({"/dev/isgx": ISGX}),
 }
 
 
@@ -52,7 +60,12 @@ def nodes_of(driver: str) -> Nodes:
     """Return the nodes of a driver by its name; SoftsgxError says which names there are."""
     nodes = DRIVERS.get(driver)
     if nodes is None:
-        raise SoftsgxError(f"--driver {driver}: wanted is one of {', '.join(DRIVERS)}")
+        versions = ""
+        if driver.startswith(DCAP):
+            versions = (
+                "; DCAP up to 1.3 is v16, 1.4 is dcap-1.5, 1.6 to 1.9 are dcap, later ones mainline"
+            )
+        raise SoftsgxError(f"--driver {driver}: wanted is one of {', '.join(DRIVERS)}{versions}")
     # A directory of nodes is none itself: it is left to the kernel.
     others = {path for other in DRIVERS.values() for path in other.paths} - nodes.paths.keys()
     directories = {path.rpartition("/")[0] for path in nodes.paths}

@@ -9,7 +9,7 @@ with Platform(epc=64 << 20, state=State.temporary()) as platform:
 """
 
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from softsgx.arch.secinfo import PAGE_SIZE
 from softsgx.cpu.model import Model
@@ -19,6 +19,9 @@ from softsgx.driver.local import LocalEnclave
 from softsgx.driver.nodes import MAINLINE, nodes_of
 from softsgx.driver.state import State
 from softsgx.driver.stores import DefaultStore
+
+if TYPE_CHECKING:
+    from softsgx.driver.local_legacy import MappedEnclave
 
 _XCR0_LEGACY = 0x7
 
@@ -47,11 +50,19 @@ class Platform:
         self.state = State() if state is None else state
         self.processor = Processor(model, self.state.identity(), model.epc_bytes // PAGE_SIZE)
         self.driver = Driver(self.processor, backing, driver)
-        self._enclaves: list[LocalEnclave] = []
+        self._enclaves: list[LocalEnclave | MappedEnclave] = []
 
     def open_enclave(self) -> LocalEnclave:
         """Open the node of enclaves for the Python process; ``close`` of the platform ends what is left open."""
         enclave = LocalEnclave(self.driver)
+        self._enclaves.append(enclave)
+        return enclave
+
+    def map_enclave(self, size: int, base: int | None = None) -> "MappedEnclave":
+        """Map the node of v16, isgx or DCAP 1.5 for one enclave, at a base or where there is room."""
+        from softsgx.driver.local_legacy import MappedEnclave  # noqa: PLC0415  (few want it)
+
+        enclave = MappedEnclave(self.driver, size, base)
         self._enclaves.append(enclave)
         return enclave
 

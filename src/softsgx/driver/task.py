@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Protocol
 from softsgx.arch.secinfo import PAGE_SIZE
 from softsgx.cpu.memory import HeldMemory, Memory
 from softsgx.driver.stores import Stretch
-from softsgx.driver.vma import TASK_SIZE
+from softsgx.driver.vma import MAP_SHARED, TASK_SIZE
 from softsgx.errors import DriverError, Fault
 
 if TYPE_CHECKING:
-    from softsgx.driver.driver import EnclaveFile, ProvisionFile
+    from softsgx.driver.driver import DeviceFile
     from softsgx.driver.extent import StoreMemory
+    from softsgx.driver.legacy import LegacyFile, LegacyMapping
 
 
 class Task(Protocol):
@@ -48,7 +49,7 @@ class Task(Protocol):
         """Let other callers go on, for what this one waits for is theirs; False if there are none."""
         return False
 
-    def file(self, fd: int) -> "EnclaveFile | ProvisionFile | None":
+    def file(self, fd: int) -> "DeviceFile | None":
         """Return what the caller's descriptor refers to, None for a bad one or for another kind of file."""
         ...
 
@@ -65,6 +66,10 @@ class Task(Protocol):
 
     def read_implies_exec(self) -> bool:
         """Tell whether the caller's personality has READ_IMPLIES_EXEC."""
+        ...
+
+    def legacy_vma(self, address: int) -> "tuple[int, int, LegacyMapping] | None":
+        """Return the caller's VMA of a legacy node that holds an address: start, end and its mapping."""
         ...
 
 
@@ -117,12 +122,19 @@ def executable_pages(task: Task, source: int, count: int) -> int:
     raise DriverError(errno.EACCES, f"the source page {source:#x} is on a noexec mount")
 
 
+# Where LocalTask puts mappings that are left to it: anywhere below TASK_SIZE will do.
+_FIRST_VMA = 0x7000_0000_0000
+
+
 class LocalTask(Task):
     """The Python process as the caller: its memory is Python-held, its descriptors are a table."""
 
     def __init__(self, memory: HeldMemory | None = None) -> None:
         self._memory = HeldMemory() if memory is None else memory
-        self._files: dict[int, EnclaveFile | ProvisionFile | int] = {}
+        self._files: dict[int, DeviceFile | int] = {}
+        # The VMAs of legacy nodes, by start: their end and mapping.
+        self._vmas: dict[int, tuple[int, LegacyMapping]] = {}
+        self._next_vma = _FIRST_VMA
 
     @property
     def memory(self) -> HeldMemory:
@@ -141,7 +153,7 @@ class LocalTask(Task):
         """Answer False: Python handles signals elsewhere."""
         return False
 
-    def file(self, fd: int) -> "EnclaveFile | ProvisionFile | None":
+    def file(self, fd: int) -> "DeviceFile | None":
         """Return the device file that ``install`` put there."""
         file = self._files.get(fd)
         return None if isinstance(file, int) else file
@@ -175,7 +187,7 @@ class LocalTask(Task):
         finally:
             self._memory.unmap(address, max(len(data), 1))
 
-    def install(self, file: "EnclaveFile | ProvisionFile | int") -> int:
+    def install(self, file: "DeviceFile | int") -> int:
         """Give a device file, or a descriptor of the Python process, the lowest free number and return it."""
         fd = next(number for number in range(len(self._files) + 1) if number not in self._files)
         self._files[fd] = file
@@ -184,3 +196,38 @@ class LocalTask(Task):
     def close(self, fd: int) -> None:
         """Take a descriptor out of the table; the file itself is released by its owner."""
         del self._files[fd]
+
+    def mmap(self, file: "LegacyFile", length: int, address: int | None = None) -> int:
+        """Map a legacy node, at an address as MAP_FIXED does or where there is room; return where.
+
+        DriverError as mmap(2).  What was there is unmapped.
+        """
+        length = file.get_unmapped_area(length, MAP_SHARED)
+        start = file.align(self._next_vma if address is None else address, length)
+        if address is None:
+            self._next_vma = start + length
+        self.munmap(start, length)
+        self._vmas[start] = start + length, file.mmap(start, 0)
+        return start
+
+    def munmap(self, address: int, length: int) -> None:
+        """Unmap a range: an enclave ends, of which any part lies in it."""
+        stop = address + -(-length // PAGE_SIZE) * PAGE_SIZE
+        for start, (end, mapping) in list(self._vmas.items()):
+            if end <= address or stop <= start:
+                continue
+            del self._vmas[start]
+            mapping.vma_close()
+            if start < address:
+                self._vmas[start] = address, mapping
+            if stop < end:
+                self._vmas[stop] = end, mapping
+            if mapping not in (left for _, left in self._vmas.values()):
+                mapping.release()
+
+    def legacy_vma(self, address: int) -> "tuple[int, int, LegacyMapping] | None":
+        """Return what ``mmap`` made and ``munmap`` left."""
+        for start, (end, mapping) in self._vmas.items():
+            if start <= address < end:
+                return start, end, mapping
+        return None

@@ -13,23 +13,21 @@ from weakref import WeakSet
 
 from softsgx.arch.ioctl import EnclaveAddPages
 from softsgx.driver.driver import EnclaveFile
-from softsgx.driver.nodes import ENCLAVE
+from softsgx.driver.nodes import LEGACY, PROVISION
 from softsgx.driver.task import LocalTask
 from softsgx.errors import DriverError
 from softsgx.run import bpf, descriptors, ptrace
 from softsgx.run import numbers as n
 from softsgx.run.device_files import DeviceFiles, ProgramTask
 from softsgx.run.elrange_map import USER_MODE_ONLY, EnclaveMap, EnclaveVma, too_many_runs
-from softsgx.run.mapping_calls import round_up, settle
+from softsgx.run.mapping_calls import MappingCalls, round_up, settle, settle_started
 from softsgx.run.ptrace import TraceeGone, failed
 from softsgx.run.records import TABLE_SIZE
 from softsgx.run.tracee import NO_SYSCALL, Injector, Process, Refused, Tracee
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from softsgx.driver.driver import ProvisionFile
-
-    DeviceFile = EnclaveFile | ProvisionFile
+    from softsgx.driver.driver import DeviceFile
     from softsgx.run.keeper import Keeper
     from softsgx.run.observe import Observer
     from softsgx.run.records import RecordTable
@@ -53,8 +51,10 @@ class DeviceCalls:
         records: "RecordTable",
         observer: "Observer",
         revoker: "Revoker",
+        mappings: MappingCalls,
     ) -> None:
         self._files = files
+        self._mappings = mappings
         self._keeper = keeper
         self._records = records
         self._observer = observer
@@ -79,8 +79,7 @@ class DeviceCalls:
                 self._install_second_filter(tracee, injector)
         started = self._observer.now()
         pages = len(file.encl.page_array) if isinstance(file, EnclaveFile) else 0
-        # The provision node touches no memory.
-        task = ProgramTask(tracee, self._files) if file.kind == ENCLAVE else LocalTask()
+        task = LocalTask() if file.kind == PROVISION else ProgramTask(tracee, self._files)
         error: DriverError | None = None
         try:
             result = file.ioctl(request, argument, task)
@@ -96,7 +95,9 @@ class DeviceCalls:
         self._observer.ioctl(tracee, request, result, error, started)
         if isinstance(file, EnclaveFile) and len(file.encl.page_array) != pages:
             self._settle_added(tracee, file, argument)
-        if result == -errno.EINTR:
+        elif not result and file.kind in LEGACY:
+            settle_started(tracee, request, argument)
+        if result == -errno.EINTR and file.restarts:
             self._restart(tracee)
         else:
             tracee.finish_call(result)
@@ -141,7 +142,7 @@ class DeviceCalls:
         if file is None:
             return None
         try:
-            vma = self._map_enclave(tracee, file)
+            vma = self._map(tracee, file)
         except DriverError as refused:
             self._observer.refused(tracee, "mmap", refused)
             tracee.finish_call(-refused.errno)
@@ -154,14 +155,24 @@ class DeviceCalls:
         tracee.finish_call(-error if error else result)
         return file
 
+    def _map(self, tracee: Tracee, file: "DeviceFile") -> EnclaveVma | None:
+        """Map the file; gives the mapping, or None where the kernel has refused it. RAX tells its result."""
+        if file.kind in LEGACY:
+            from softsgx.run.legacy_maps import map_legacy  # noqa: PLC0415  (few runs have them)
+
+            return map_legacy(
+                tracee, file, self._mappings, may_write=self._open_for_writing(tracee)
+            )
+        return self._map_enclave(tracee, file)
+
     def _map_enclave(self, tracee: Tracee, file: "DeviceFile") -> EnclaveVma | None:
         regs = tracee.regs
         given = regs.rdi, regs.rdx, regs.r10, regs.r9
         address, length, prot, flags = regs.rdi, regs.rsi, regs.rdx & 7, regs.r10
         task = ProgramTask(tracee, self._files)
-        file.check_mmap(address, length, prot, flags, task)
         if not isinstance(file, EnclaveFile):
-            raise DriverError(errno.ENODEV, "only an enclave can be mapped")
+            raise DriverError(errno.ENODEV, f"a node of kind {file.kind} cannot be mapped")
+        file.check_mmap(address, length, prot, flags, task)
         may_write = self._open_for_writing(tracee)
         if prot & n.PROT_WRITE and not may_write:
             raise DriverError(errno.EACCES, "the descriptor is open for reading only")
@@ -208,7 +219,7 @@ class DeviceCalls:
         """Enter a new mapping; an errno where it cannot have its protection, and is gone again."""
         mm = tracee.mm
         if mm.enclaves is None:
-            mm.enclaves = EnclaveMap(self._revoker)
+            mm.enclaves = EnclaveMap(self._revoker, self._mappings.release)
         enclaves = mm.enclaves
         enclaves.add(vma)
         with tracee.injecting() as injector:
@@ -222,7 +233,8 @@ class DeviceCalls:
             error = enclaves.settle(injector, vma.start, vma.end)
             if error:
                 injector.call(n.SYS_MUNMAP, vma.start, vma.end - vma.start)
-                enclaves.remove(vma.start, vma.end)
+        if error:
+            self._mappings.unmapped(tracee, vma.start, vma.end)
         if error == errno.ENOMEM:
             self._observer.warn(too_many_runs(tracee))
         return error

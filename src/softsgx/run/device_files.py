@@ -17,10 +17,9 @@ from softsgx.run.user_memory import ProgramMemory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from softsgx.driver.driver import EnclaveFile, ProvisionFile
+    from softsgx.driver.driver import DeviceFile
+    from softsgx.driver.legacy import LegacyMapping
     from softsgx.run.store_memory import ProgramStoreMemory
-
-    DeviceFile = EnclaveFile | ProvisionFile
 
 # SIG_KERNEL_IGNORE_MASK: SIGCHLD, SIGCONT, SIGURG, SIGWINCH.
 _IGNORED_BY_DEFAULT = 1 << 16 | 1 << 17 | 1 << 22 | 1 << 27
@@ -179,6 +178,17 @@ class ProgramTask:
         from softsgx.run.store_memory import store_memory  # noqa: PLC0415
 
         return store_memory(self._tracee, self._memory, address, length)
+
+    def legacy_vma(self, address: int) -> "tuple[int, int, LegacyMapping] | None":
+        """Give the VMA of a legacy node at an address: start, end, mapping."""
+        # Imported with the first such node.
+        from softsgx.driver.legacy import LegacyMapping  # noqa: PLC0415
+
+        enclaves = self._tracee.mm.enclaves
+        vma = enclaves.find(address) if enclaves is not None else None
+        if vma is None or not isinstance(vma.file, LegacyMapping):
+            return None
+        return vma.start, vma.end, vma.file
 
     def read_implies_exec(self) -> bool:
         """Tell whether the process has the READ_IMPLIES_EXEC personality."""

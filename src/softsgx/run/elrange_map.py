@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 
     from softsgx.driver.driver import EnclaveFile
     from softsgx.driver.encl import Encl
+    from softsgx.driver.legacy import LegacyMapping
     from softsgx.run.tracee import Injector, Tracee
 
     Revoke = Callable[["EnclaveMap", "Encl", list[tuple[int, int]]], bool]
+    Mapped = EnclaveFile | LegacyMapping
+    Release = Callable[[Mapped], None]
 
 USER_MODE_ONLY = 1
 _UFFDIO_API = 0xC018AA3F
@@ -60,14 +63,14 @@ def too_many_runs(tracee: "Tracee") -> str:
 
 
 class EnclaveVma:
-    """One mapping of an enclave: [start, end), the protection asked for, the open file.
+    """One mapping of an enclave: [start, end), the protection asked for, the open file or legacy mapping.
 
     `in_force` is the protection that the kernel knows of; `may_write` is its VM_MAYWRITE.
     """
 
     __slots__ = ("dontfork", "end", "file", "in_force", "may_write", "prot", "start", "watched")
 
-    def __init__(self, start: int, end: int, prot: int, file: "EnclaveFile") -> None:
+    def __init__(self, start: int, end: int, prot: int, file: "Mapped") -> None:
         self.start = start
         self.end = end
         self.prot = prot
@@ -101,9 +104,12 @@ class EnclaveVma:
 
 
 class EnclaveMap:
-    """All enclave VMAs of an address space, in order."""
+    """All enclave VMAs of an address space, in order.
 
-    def __init__(self, revoke: "Revoke | None" = None) -> None:
+    `release` ends what still belongs to a mapping when the address space ends.
+    """
+
+    def __init__(self, revoke: "Revoke | None" = None, release: "Release | None" = None) -> None:
         self._vmas: list[EnclaveVma] = []
         self._starts: list[int] = []
         self._uffd = -1
@@ -112,6 +118,7 @@ class EnclaveMap:
         self.generation = 0  # counts what may make an access work that has faulted
         # Changes mappings that no userfaultfd watches, by one of the threads.
         self._revoke = revoke
+        self._release = release
 
     def __len__(self) -> int:
         return len(self._vmas)
@@ -141,6 +148,7 @@ class EnclaveMap:
 
     def close(self) -> None:
         """Forget everything: the address space is gone."""
+        files = {vma.file for vma in self._vmas}
         for vma in self._vmas:
             mm_list = vma.file.encl.mm_list
             if self in mm_list:
@@ -150,6 +158,13 @@ class EnclaveMap:
         if self._uffd >= 0:
             os.close(self._uffd)
             self._uffd = -1
+        for file in files:
+            if file.ends_unmapped and self._release is not None:
+                self._release(file)
+
+    def maps(self, file: "Mapped") -> bool:
+        """Tell whether any part of a file is mapped."""
+        return any(vma.file is file for vma in self._vmas)
 
     def find(self, address: int) -> EnclaveVma | None:
         """Give the mapping that holds `address`."""
@@ -196,7 +211,7 @@ class EnclaveMap:
 
     def fork(self) -> "EnclaveMap":
         """Give the child's map, not watched yet."""
-        child = EnclaveMap(self._revoke)
+        child = EnclaveMap(self._revoke, self._release)
         child.refused = self.refused
         for vma in self._vmas:
             if not vma.dontfork:

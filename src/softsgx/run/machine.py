@@ -26,8 +26,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from softsgx.driver.driver import ProvisionFile
+    from softsgx.driver.driver import DeviceFile
     from softsgx.driver.encl import Encl
+    from softsgx.driver.legacy import LegacyMapping
     from softsgx.driver.platform import Platform
     from softsgx.run.observe import Observer
     from softsgx.run.tracee import Tracee
@@ -71,16 +72,16 @@ class Machine:
         self._waiter = waiter
         self._control: Control | None = None
         self._control_tried = False
-        self._watched: dict[int, tuple[EnclaveFile | ProvisionFile, int]] = {}
-        self._doomed: list[EnclaveFile | ProvisionFile] = []
+        self._watched: dict[int, tuple[DeviceFile, int]] = {}
+        self._doomed: list[DeviceFile | LegacyMapping] = []
         self._records = RecordTable()
         platform.processor.tcs_records = self._records.tcs
         observer.observe(platform.driver)
         self.keeper = Keeper()
         self.files = DeviceFiles()
-        self.mappings = MappingCalls(self.files, observer)
+        self.mappings = MappingCalls(self.files, observer, self._release)
         self.device = DeviceCalls(
-            self.files, self.keeper, self._records, observer, Revoker(tracees)
+            self.files, self.keeper, self._records, observer, Revoker(tracees), self.mappings
         )
         self.traps = EnclaveTraps(platform.processor, observer, self._records, xcr0)
 
@@ -166,10 +167,10 @@ class Machine:
     # -- open files -------------------------------------------------------------------------
 
     @staticmethod
-    def _descriptor_of(file: "EnclaveFile | ProvisionFile", flags: int) -> int:
+    def _descriptor_of(file: "DeviceFile", flags: int) -> int:
         if isinstance(file, EnclaveFile):
             return file.elrange.reopen(flags)
-        inode = os.memfd_create("sgx_provision", os.MFD_CLOEXEC)
+        inode = os.memfd_create(f"sgx_{file.kind}", os.MFD_CLOEXEC)
         try:
             return os.open(f"/proc/self/fd/{inode}", flags)
         finally:
@@ -188,6 +189,7 @@ class Machine:
 
     def on_release(self) -> None:
         """Take what the watches tell, and end the files whose last reference is gone."""
+        self._release_doomed()
         try:
             events = os.read(self._inotify, 4096)
         except BlockingIOError:
@@ -204,26 +206,26 @@ class Machine:
                 self.files.remove(file)
                 self._release(file)
 
-    def _release(self, file: "EnclaveFile | ProvisionFile") -> None:
+    def _release(self, file: "DeviceFile | LegacyMapping") -> None:
         if any(tracee.inside and self._uses(tracee, file) for tracee in self._tracees.values()):
-            # Its threads are killed already, but their ends have not been told yet.
+            # Its threads are killed already, but their ends have not been told yet; or they have been
+            # driven out, and have not come to where they notice.
             self._doomed.append(file)
             return
-        eid = 0
-        if isinstance(file, EnclaveFile) and file.encl.secs_page is not None:
-            secs = self._platform.processor.secs_of(file.encl.secs_page)
-            eid = secs.eid if secs is not None else 0
         file.release()
-        self._records.give_back_enclave(eid)
+        encl: Encl | None = getattr(file, "encl", None)
+        if encl is not None:
+            self._records.give_back_enclave(encl.eid)
+
+    def _release_doomed(self) -> None:
+        doomed, self._doomed = self._doomed, []
+        for file in doomed:
+            self._release(file)
 
     @staticmethod
-    def _uses(tracee: "Tracee", file: "EnclaveFile | ProvisionFile") -> bool:
+    def _uses(tracee: "Tracee", file: "DeviceFile | LegacyMapping") -> bool:
         thread = tracee.lp.thread if tracee.lp is not None else None
-        return (
-            thread is not None
-            and isinstance(file, EnclaveFile)
-            and thread.secs.elrange is file.elrange
-        )
+        return thread is not None and thread.secs.elrange is getattr(file, "elrange", None)
 
     def leave_enclave(self, tracee: "Tracee") -> None:
         """Take a thread that has ended, or executes, out of its enclave."""
@@ -231,6 +233,4 @@ class Machine:
             self._platform.processor.thread_gone(tracee.lp)
             self._records.give_back_thread(tracee.record_slot)
             tracee.lp = None
-            doomed, self._doomed = self._doomed, []
-            for file in doomed:
-                self._release(file)
+            self._release_doomed()

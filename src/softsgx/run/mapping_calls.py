@@ -7,6 +7,8 @@ address space's enclave mappings is kept as the kernel keeps its own.
 
 import errno
 
+from softsgx.arch.ioctl import SGX_IOC_ENCLAVE_INIT
+from softsgx.driver.driver import EnclaveFile
 from softsgx.errors import DriverError
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
@@ -18,6 +20,7 @@ from softsgx.run.tracee import Refused, Tracee
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from softsgx.run.elrange_map import Release
     from softsgx.run.observe import Observer
 
 _PAGE = n.PAGE_SIZE
@@ -37,13 +40,52 @@ def settle(tracee: Tracee, start: int, end: int) -> None:
                 raise Refused(too_many_runs(tracee))
 
 
-class MappingCalls:
-    """Carries out the traced calls on mappings."""
+def settle_started(tracee: Tracee, request: int, argument: int) -> None:
+    """Put in force what is due of an enclave that an older driver's INIT has just started.
 
-    def __init__(self, files: DeviceFiles, observer: "Observer") -> None:
+    Its pages have come one by one, some while no thread was at hand to change a mapping: and before
+    INIT nobody can be inside.
+    """
+    enclaves = tracee.mm.enclaves
+    if enclaves is None or request & 0xFF != SGX_IOC_ENCLAVE_INIT & 0xFF:
+        return
+    vma = enclaves.find(int.from_bytes(tracee.mm.read(argument, 8), "little"))
+    if vma is not None:
+        settle(tracee, vma.file.encl.base, vma.file.encl.base + vma.file.encl.size)
+
+
+class MappingCalls:
+    """Carries out the traced calls on mappings; `release` ends one of a legacy node that is gone."""
+
+    def __init__(
+        self,
+        files: DeviceFiles,
+        observer: "Observer",
+        release: "Release",
+    ) -> None:
         self._files = files
         self._observer = observer
+        self.release = release
         self._stat = NodeStat()
+
+    def unmapped(self, tracee: Tracee, start: int, end: int) -> None:
+        """Forget what lay in a range that is unmapped now; an enclave that belongs to its VMA ends."""
+        enclaves = tracee.mm.enclaves
+        if enclaves is None:
+            return
+        files = {part.file for part in enclaves.overlapping(start, end)}
+        enclaves.remove(start, end)
+        for file in files:
+            if isinstance(file, EnclaveFile):
+                continue
+            if file.doom():
+                try:
+                    # What is left of the mapping is out of reach before its pages are gone.
+                    settle(tracee, file.encl.base, file.encl.base + file.encl.size)
+                finally:
+                    file.vma_close()
+            if not enclaves.maps(file):
+                self.release(file)
 
     # -- the descriptor ------------------------------------------------------------------------
 
@@ -74,7 +116,7 @@ class MappingCalls:
         if enclaves is None or not regs.r10 & n.MAP_FIXED or not enclaves.overlapping(start, end):
             return False
         if not failed(tracee.run_to_exit()):
-            enclaves.remove(start, end)
+            self.unmapped(tracee, start, end)
         ptrace.cont(tracee.tid)
         return True
 
@@ -95,7 +137,7 @@ class MappingCalls:
         start, end = regs.rdi, regs.rdi + round_up(regs.rsi)
         held = enclaves is not None and enclaves.overlapping(start, end)
         if enclaves is not None and held and not failed(tracee.run_to_exit()):
-            enclaves.remove(start, end)
+            self.unmapped(tracee, start, end)
         ptrace.cont(tracee.tid)
 
     def mprotect(self, tracee: Tracee) -> None:
@@ -179,9 +221,9 @@ class MappingCalls:
         result = tracee.run_to_exit()
         if not failed(result):
             if parts:
-                enclaves.remove(old + new_length, old + old_length)
+                self.unmapped(tracee, old + new_length, old + old_length)
             if result != old:
-                enclaves.remove(result, result + new_length)
+                self.unmapped(tracee, result, result + new_length)
         ptrace.cont(tracee.tid)
 
     def madvise(self, tracee: Tracee) -> None:

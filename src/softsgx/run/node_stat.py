@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the stat calls and /proc/PID/maps say of a device node, by its path and by a descriptor.
 
-Owns the numbers of the nodes. A node is a character device of the misc driver; its minor number is
-dynamic with the kernel, and any two that differ will do.
+Owns the numbers of the nodes. Most are character devices of the misc driver, with a minor number that
+is dynamic with the kernel; v16 has a major number of its own, dynamic too. Any that differ will do.
 
 Sources: drivers/char/misc.c, arch/x86/include/uapi/asm/stat.h, include/uapi/linux/stat.h,
 fs/proc/task_mmu.c (show_map_vma).
@@ -13,12 +13,16 @@ import stat
 import struct
 import time
 
-from softsgx.driver.nodes import ENCLAVE, PROVISION
+from softsgx.driver.nodes import DCAP_1_5, ENCLAVE, ISGX, PROVISION, V16
 
 _MISC_MAJOR = 10
+_SGX_MAJOR = 236
 _DEVICES = {
     ENCLAVE: (_MISC_MAJOR, 125),
     PROVISION: (_MISC_MAJOR, 126),
+    ISGX: (_MISC_MAJOR, 124),
+    V16: (_SGX_MAJOR, 0),
+    DCAP_1_5: (_SGX_MAJOR, 0),
 }
 _DEVTMPFS = 5  # the minor number of the file system's own, anonymous device
 _MODE = stat.S_IFCHR | 0o777

@@ -31,6 +31,16 @@ IOCTL_NAMES = {
     0xC018A407: "SGX_IOC_ENCLAVE_REMOVE_PAGES",
     0x4040A410: "SGX_IOC_ENCLAVE_SET_BACKING",
     0x4010A400: "SGX_IOC_ENCLAVE_CREATE_BACKING",
+    # Of the older drivers.
+    0x401AA401: "SGX_IOC_ENCLAVE_ADD_PAGE",
+    0x4010A402: "SGX_IOC_ENCLAVE_INIT",
+    0x4018A402: "SGX_IOC_ENCLAVE_INIT",
+    0x4010A403: "SGX_IOC_ENCLAVE_SET_ATTRIBUTE",
+    0x4018A409: "SGX_IOC_ENCLAVE_EMODPR",
+    0x4010A40A: "SGX_IOC_ENCLAVE_MKTCS",
+    0x4010A40B: "SGX_IOC_ENCLAVE_TRIM",
+    0x4010A40C: "SGX_IOC_ENCLAVE_NOTIFY_ACCEPT",
+    0x4008A40D: "SGX_IOC_ENCLAVE_PAGE_REMOVE",
 }
 VECTOR_NAMES = {
     None: "interrupt",
@@ -138,7 +148,7 @@ class Observer:
         self.ioctls[name] = self.ioctls.get(name, 0) + 1
         self.ioctl_seconds += spent
         self.refusals += error is not None
-        self.enclaves += request == _CREATE and error is None
+        self.enclaves += request == _CREATE and not result
         if self._trace is not None:
             line: dict[str, Any] = {"ioctl": name, "result": result, "seconds": round(spent, 6)}
             if error is not None:

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The enclave object of the drivers that find an enclave by its address (v16's encl.c).
+
+Owns what Encl owns.  Pages come one at a time and are judged before EADD sees them; a page's chunks of
+256 bytes are measured one by one, as the caller chooses.
+"""
+
+import errno
+from typing import TYPE_CHECKING
+
+from softsgx.arch.attributes import TCS_DBGOPTIN
+from softsgx.arch.secinfo import (
+    EEXTEND_SIZE,
+    PAGE_SIZE,
+    SECINFO_PAGE_TYPE,
+    SECINFO_R,
+    SECINFO_REG,
+    SECINFO_RWX,
+    SECINFO_TCS,
+    SECINFO_W,
+)
+from softsgx.arch.structures import Secinfo, Tcs
+from softsgx.cpu.encls import eextend
+from softsgx.cpu.epc import Epc
+from softsgx.driver.epcm_encl import EpcmEncl
+from softsgx.driver.task import LocalTask
+from softsgx.errors import DriverError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from softsgx.driver.task import Task
+
+# mrmask with all 16 chunks of a page.
+ALL_CHUNKS = 0xFFFF
+
+
+class PageRequest:
+    """A page to be added: its address, its 4096 bytes, SECINFO.FLAGS, the chunks to be measured."""
+
+    __slots__ = ("addr", "data", "mrmask", "secinfo_flags")
+
+    def __init__(self, addr: int, data: bytes, secinfo_flags: int, mrmask: int) -> None:
+        self.addr = addr
+        self.data = data
+        self.secinfo_flags = secinfo_flags
+        self.mrmask = mrmask
+
+    def goes_on_in(self, other: "PageRequest") -> bool:
+        """Tell whether the next page is of the same kind, so that one run of EADD takes both."""
+        whole = (0, ALL_CHUNKS)
+        return (
+            other.addr == self.addr + PAGE_SIZE
+            and other.secinfo_flags == self.secinfo_flags
+            and other.mrmask == self.mrmask
+            and self.mrmask in whole
+        )
+
+
+class LegacyEncl(EpcmEncl):
+    """One enclave of v16, isgx or DCAP 1.5: bound to a mapping by CREATE, ended by any munmap of it."""
+
+    # What ADD_PAGE says of one that has ended: v16 looks before it has a VA page, the others afterwards.
+    dead_errno = errno.EFAULT
+
+    def touchable(self, start: int, end: int, prot: int) -> list[tuple[int, int, int]]:
+        """Return what a VMA gives its owner, as Encl does: of an enclave that is about to end, nothing."""
+        return [] if self.dead else super().touchable(start, end, prot)
+
+    def check_page(self, request: PageRequest, secinfo: bytes) -> None:
+        """Judge a page before it is added; DriverError with the errno that the state or the page gives."""
+        validate_secinfo(secinfo)
+        self.check_tcs(request)
+        if self.dead:
+            raise DriverError(self.dead_errno, "the enclave is dead")
+        if self.initialized:
+            raise DriverError(errno.EINVAL, "the enclave is initialized already")
+        if self.page_array.find(request.addr // PAGE_SIZE) is not None:
+            raise DriverError(errno.EEXIST, f"page {request.addr:#x} is present already")
+
+    def check_tcs(self, request: PageRequest) -> None:
+        """Judge the contents of a TCS, and no other page (sgx_validate_tcs); DriverError EINVAL."""
+        if request.secinfo_flags & SECINFO_PAGE_TYPE == SECINFO_TCS:
+            problem = _tcs_problem(request.data, self.size)
+            if problem:
+                raise DriverError(errno.EINVAL, f"TCS.{problem}")
+
+    def add_now(self, requests: list[PageRequest], caller: "Task | None") -> None:
+        """EADD and EEXTEND neighbouring pages of one kind; DriverError, and some may be there then.
+
+        ``caller`` waits for EPC pages that others are about to give up; None for who cannot wait.
+        """
+        first = requests[0]
+        buffer = _KernelBuffer(caller)
+        with buffer.placed(b"".join(request.data for request in requests)) as source:
+            done = 0
+            while done < len(requests):
+                done += self.add_run(
+                    buffer,
+                    first.addr - self.base + done * PAGE_SIZE,
+                    source + done * PAGE_SIZE,
+                    len(requests) - done,
+                    first.secinfo_flags,
+                    first.mrmask == ALL_CHUNKS,
+                )
+        if first.mrmask not in (0, ALL_CHUNKS):
+            self._extend(first)
+
+    def _extend(self, request: PageRequest) -> None:
+        page = self.translate(request.addr)
+        if page is None:
+            raise ValueError(
+                f"page {request.addr:#x} is not resident, though it has just been added"
+            )
+        for chunk in _chunks(request.mrmask):
+            eextend(self.cpu, Epc.address(self.created_secs()), Epc.address(page) + chunk)
+
+
+class _KernelBuffer(LocalTask):
+    """The driver's own memory as the source of pages."""
+
+    def __init__(self, caller: "Task | None") -> None:
+        super().__init__()
+        self._caller = caller
+
+    def pause(self) -> bool:
+        """Let the caller wait."""
+        return self._caller is not None and self._caller.pause()
+
+
+class IsgxEncl(LegacyEncl):
+    """One enclave of isgx or DCAP 1.5."""
+
+    dead_errno = errno.EINVAL
+
+
+def _chunks(mrmask: int) -> "Iterator[int]":
+    """Give the offsets of the chunks that a mask selects, in order."""
+    return (bit * EEXTEND_SIZE for bit in range(PAGE_SIZE // EEXTEND_SIZE) if mrmask >> bit & 1)
+
+
+def validate_secinfo(secinfo: bytes) -> None:
+    """Judge the SECINFO of a page to be added; DriverError EINVAL.
+
+    Unlike mainline's it lets a TCS have permissions, which EADD clears before it measures them.
+    """
+    flags = Secinfo.decode(secinfo).flags
+    if flags & ~(SECINFO_RWX | SECINFO_PAGE_TYPE) or not Secinfo.reserved_is_zero(secinfo):
+        raise DriverError(errno.EINVAL, f"SECINFO.FLAGS {flags:#x} or the rest has reserved bits")
+    if flags & SECINFO_W and not flags & SECINFO_R:
+        raise DriverError(errno.EINVAL, "SECINFO has W without R")
+    if flags & SECINFO_PAGE_TYPE not in (SECINFO_REG, SECINFO_TCS):
+        raise DriverError(errno.EINVAL, f"SECINFO.FLAGS {flags:#x} is neither of REG nor of TCS")
+
+
+def _tcs_problem(data: bytes, size: int) -> str:
+    tcs = Tcs.decode(data)
+    if tcs.flags & ~TCS_DBGOPTIN:
+        return f"FLAGS {tcs.flags:#x} has reserved bits"
+    if tcs.flags & TCS_DBGOPTIN:
+        return "FLAGS has DBGOPTIN, which EADD clears"
+    for name, offset in (
+        ("OSSA", tcs.ossa),
+        ("OFSBASGX", tcs.ofsbasgx),
+        ("OGSBASGX", tcs.ogsbasgx),
+    ):
+        if offset % PAGE_SIZE or offset >= size:
+            return f"{name} {offset:#x} is not page aligned or beyond SIZE {size:#x}"
+    if tcs.fslimit & 0xFFF != 0xFFF or tcs.gslimit & 0xFFF != 0xFFF:
+        return f"FSLIMIT {tcs.fslimit:#x} or GSLIMIT {tcs.gslimit:#x} does not end in FFF"
+    return "" if Tcs.reserved_is_zero(data) else "reserved bytes are not zero"
