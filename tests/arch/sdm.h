@@ -56,6 +56,11 @@ struct Pcmd {
 	uint8_t reserved_72[40], mac[16];
 };
 
+struct Rdinfo {
+	uint64_t status, flags, enclavecontext;
+	uint64_t reserved;
+};
+
 struct Sigstruct {
 	uint8_t header[16];
 	uint32_t vendor, date;

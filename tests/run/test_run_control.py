@@ -348,10 +348,10 @@ def test_a_descriptor_that_is_forgotten_is_waited_for_no_more() -> None:
     waiter = Waiter(child[0])
     waiter.watch(other[0])
     os.write(other[1], b"x")
-    assert waiter.ready(block=True) == [other[0]]
+    assert waiter.ready(-1) == [other[0]]
     waiter.forget(other[0])
     os.write(child[1], b"x")
-    assert waiter.ready(block=True) == [child[0]]
+    assert waiter.ready(-1) == [child[0]]
     waiter.close()
     for fd in (*child, *other):
         os.close(fd)

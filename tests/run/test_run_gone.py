@@ -11,7 +11,8 @@ from pathlib import Path
 from greenlet import getcurrent
 
 from softsgx.run import ptrace
-from softsgx.run.tracee import Mm, Process, Tracee
+from softsgx.run.mm import Mm
+from softsgx.run.tracee import Process, Tracee
 
 
 @contextmanager

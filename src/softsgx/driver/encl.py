@@ -27,22 +27,10 @@ from softsgx.driver.vma import PROT_RWX
 from softsgx.errors import DriverError, Fault
 
 if TYPE_CHECKING:
-    from typing import Protocol
-
     from softsgx.cpu.processor import Processor
     from softsgx.driver.encl_stats import EnclEvents
     from softsgx.driver.reclaim import Reclaimer
-    from softsgx.driver.task import Task
-
-    class EnclMm(Protocol):
-        """One address space that maps the enclave (kernel: struct sgx_encl_mm); run/ supplies it."""
-
-        def block(self, encl: "Encl", spans: list[tuple[int, int]]) -> bool:
-            """Take writing away from the address ranges; False if that cannot be done now.
-
-            What has been written is in the elrange when it returns, and the next write is a fault that
-            ``touched`` hears of first. May suspend the caller.
-            """
+    from softsgx.driver.task import EnclMm, Task
 
 
 # What may be set in ATTRIBUTES without /dev/sgx_provision (SGX_ATTR_UNPRIV_MASK).

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from softsgx.arch.secinfo import PAGE_SIZE, VA_SLOTS
 from softsgx.cpu.epc import Epc, PageIndex
 from softsgx.cpu.paging import eblock, eldu_page, etrack, ewb_pages, held, tlb_shootdown
-from softsgx.driver.backing import BackingFault
+from softsgx.driver.backing import BackingFault, BackingStalled
 from softsgx.driver.page_array import neighbours
 from softsgx.errors import DriverError, Fault
 
@@ -34,6 +34,10 @@ NR_HIGH_PAGES = 64
 
 class EpcExhausted(Exception):
     """No EPC page can be had now: nothing gives way (kernel: -EBUSY, the fault is taken again)."""
+
+
+# What makes the access wait that is to bring a page in.
+AGAIN = (EpcExhausted, BackingStalled)
 
 
 class Reclaimer:

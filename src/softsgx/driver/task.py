@@ -18,6 +18,7 @@ from softsgx.errors import DriverError, Fault
 
 if TYPE_CHECKING:
     from softsgx.driver.driver import DeviceFile
+    from softsgx.driver.encl import Encl
     from softsgx.driver.extent import StoreMemory
     from softsgx.driver.legacy import LegacyFile, LegacyMapping
 
@@ -124,6 +125,18 @@ def executable_pages(task: Task, source: int, count: int) -> int:
 
 # Where LocalTask puts mappings that are left to it: anywhere below TASK_SIZE will do.
 _FIRST_VMA = 0x7000_0000_0000
+
+
+class EnclMm(Protocol):
+    """One address space that maps the enclave (kernel: struct sgx_encl_mm); run/ supplies it."""
+
+    def block(self, encl: "Encl", spans: list[tuple[int, int]]) -> bool:
+        """Take writing away from the address ranges; False if that cannot be done now.
+
+        What has been written is in the elrange when it returns, and the next write is a fault that
+        ``touched`` hears of first. May suspend the caller.
+        """
+        ...
 
 
 class LocalTask(Task):

@@ -23,7 +23,8 @@ from softsgx.run.slots import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from softsgx.run.tracee import Mm, Tracee
+    from softsgx.run.mm import Mm
+    from softsgx.run.tracee import Tracee
     from softsgx.run.vdso import VdsoImage
 
 _NEIGHBOURS = 4 * n.PAGE_SIZE

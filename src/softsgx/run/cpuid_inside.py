@@ -15,7 +15,7 @@ from softsgx.arch.secinfo import PAGE_SIZE
 from softsgx.cpu.processor import LogicalProcessor
 from softsgx.cpu.registers import RFLAGS_RF
 from softsgx.driver.encl import Encl
-from softsgx.driver.reclaim import EpcExhausted
+from softsgx.driver.reclaim import AGAIN
 from softsgx.driver.vma import PROT_EXEC
 from softsgx.run import ptrace
 from softsgx.run.cpuid_sites import Elf
@@ -60,7 +60,7 @@ class InsideCpuid:
             while sites is None:
                 try:
                     sites = self._sites[secs] = inside_sites(vma.file.encl)
-                except EpcExhausted:
+                except AGAIN:
                     pause(tracee)
         if tracee.watched is not secs and (sites or tracee.watched is not None):
             ptrace.watch_execution(tracee.tid, sites)

@@ -21,9 +21,10 @@ from softsgx.run import numbers as n
 from softsgx.run.device_files import DeviceFiles, ProgramTask
 from softsgx.run.elrange_map import USER_MODE_ONLY, EnclaveMap, EnclaveVma, too_many_runs
 from softsgx.run.mapping_calls import MappingCalls, round_up, settle, settle_started
+from softsgx.run.mm import Refused
 from softsgx.run.ptrace import TraceeGone, failed
 from softsgx.run.records import TABLE_SIZE
-from softsgx.run.tracee import NO_SYSCALL, Injector, Process, Refused, Tracee
+from softsgx.run.tracee import NO_SYSCALL, Injector, Process, Tracee
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

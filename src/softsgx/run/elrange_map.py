@@ -174,7 +174,7 @@ class EnclaveMap:
         vma = self._vmas[at]
         return vma if address < vma.end else None
 
-    def files(self) -> "set[EnclaveFile]":
+    def files(self) -> "set[Mapped]":
         """Give the open files that are mapped."""
         return {vma.file for vma in self._vmas}
 

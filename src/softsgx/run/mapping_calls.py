@@ -14,9 +14,10 @@ from softsgx.run import numbers as n
 from softsgx.run import ptrace
 from softsgx.run.device_files import DeviceFiles, ProgramTask
 from softsgx.run.elrange_map import EnclaveMap, EnclaveVma, too_many_runs
+from softsgx.run.mm import Refused
 from softsgx.run.node_stat import NodeStat
 from softsgx.run.ptrace import failed
-from softsgx.run.tracee import Refused, Tracee
+from softsgx.run.tracee import Tracee
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

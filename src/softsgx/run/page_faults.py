@@ -9,11 +9,12 @@ Sources: SDM volume 3, 36.3 and 38.5; arch/x86/mm/fault.c; arch/x86/kernel/cpu/s
 
 from softsgx.arch.exceptions import PFEC_I, PFEC_P, PFEC_SGX, PFEC_U, PFEC_W
 from softsgx.arch.secinfo import PT_TCS
-from softsgx.driver.reclaim import EpcExhausted
+from softsgx.driver.reclaim import AGAIN
 from softsgx.run import numbers as n
 from softsgx.run.elrange_map import too_many_runs
+from softsgx.run.mm import Refused
 from softsgx.run.revoke import pause
-from softsgx.run.tracee import Refused, Tracee
+from softsgx.run.tracee import Tracee
 
 SEGV_ACCERR = 2
 BUS_ADRERR = 2
@@ -28,7 +29,8 @@ _UFFD_WP = 1 << 57 - 56
 def brought_in(tracee: Tracee, address: int) -> bool:
     """Bring in a page that was evicted; tell whether the access is to be made again.
 
-    It is also made again where no EPC page is free now (VM_FAULT_NOPAGE). False for any page that
+    It is also made again where no EPC page is free now, or the store has not answered
+    (VM_FAULT_NOPAGE): the others go on meanwhile. False for any page that
     is not evicted, or that the store or its MAC keeps: that is for the program to hear.
     """
     enclaves = tracee.mm.enclaves
@@ -44,7 +46,7 @@ def brought_in(tracee: Tracee, address: int) -> bool:
     elrange.place = enclaves.place if vma.watched else None
     try:
         return encl.load_page_in_vma(page, vma.prot) is None
-    except EpcExhausted:
+    except AGAIN:
         pause(tracee)
         return True
     finally:
@@ -135,9 +137,9 @@ def inside(tracee: Tracee, signal: int, code: int, address: int) -> tuple[int, i
         return n.SIGSEGV, SEGV_ACCERR, error_code
     try:
         refusal = vma.file.encl.load_page_in_vma(address, vma.prot)
-    except EpcExhausted as exhausted:
+    except AGAIN as later:
         # It was refused a moment ago for another reason.
-        refusal = str(exhausted)
+        refusal = str(later)
     if refusal is not None:
         return n.SIGBUS, BUS_ADRERR, error_code
     return n.SIGSEGV, SEGV_ACCERR, error_code | PFEC_P | PFEC_SGX

@@ -17,9 +17,10 @@ from softsgx.run import ptrace
 from softsgx.run.cpuid_changes import CpuidChanges
 from softsgx.run.cpuid_sites import NO_SITES, Sites, cpuid_sites
 from softsgx.run.executable import privilege
+from softsgx.run.mm import SCRATCH_SIZE
 from softsgx.run.path_sites import executable_files
 from softsgx.run.ptrace import TraceeGone, failed
-from softsgx.run.tracee import NO_SYSCALL, SCRATCH_SIZE, Injector, Tracee
+from softsgx.run.tracee import NO_SYSCALL, Injector, Tracee
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

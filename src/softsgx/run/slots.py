@@ -9,7 +9,7 @@ import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from softsgx.run.tracee import Mm
+    from softsgx.run.mm import Mm
     from softsgx.run.vdso import VdsoImage
 
 SLOT_SIZE = 64

@@ -18,12 +18,13 @@ from softsgx.run import numbers as n
 from softsgx.run import ptrace, signals
 from softsgx.run.host import forbidden
 from softsgx.run.job import Job
+from softsgx.run.mm import Mm, Refused
 from softsgx.run.notification import Listener
 from softsgx.run.path_sites import PathSites
 from softsgx.run.paths import PathCalls
 from softsgx.run.program import Programs
 from softsgx.run.ptrace import TraceeGone
-from softsgx.run.tracee import GROUP_STOPS, IGNORE, Mm, Process, Refused, Tracee, kernel_action
+from softsgx.run.tracee import GROUP_STOPS, IGNORE, Process, Tracee, kernel_action
 from softsgx.run.traps import Traps
 from softsgx.run.waiting import Waiter
 
@@ -42,6 +43,8 @@ _SYSCALL_STOP = n.SIGTRAP | 0x80
 _SIGSET_SIZE = 8  # the only sigsetsize that the kernel takes
 # How many stops are handled at most before the other descriptors get their turn.
 _BURST = 16
+# Seconds between two turns of a thread that waits for something that no descriptor tells.
+_PAUSE = 0.001
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -128,7 +131,9 @@ class Supervisor:
                     waited = self._machine.reclaim()
                 if not waited:
                     self._job.stop_with_program()
-                for fd in waiter.ready(not waited):
+                # Who pauses is asked again when anything has happened, or soon.
+                timeout = 0 if waited else _PAUSE if self._ready else -1
+                for fd in waiter.ready(timeout):
                     if fd == listener.fd:
                         self._answer(listener)
                     elif fd == self._child:
@@ -162,7 +167,7 @@ class Supervisor:
                 self._tracees.clear()
                 return True
             if not pid:
-                return trapped or not self._tracees or bool(self._ready)
+                return trapped or not self._tracees
             tracee = self._tracees.get(pid)
             trapped = False
             if tracee is not None:

@@ -80,10 +80,10 @@ class Waiter:
             return 0, 0
         return pid, _status.value
 
-    def ready(self, block: bool) -> list[int]:
-        """Give the descriptors that want attention; `block` waits for one."""
+    def ready(self, timeout: float) -> list[int]:
+        """Give the descriptors that want attention; waits for one so many seconds, or for ever (-1)."""
         wanted = []
-        for fd, events in self._poll.poll(-1 if block else 0):
+        for fd, events in self._poll.poll(timeout):
             if events == select.EPOLLHUP:
                 # The listener, when nobody has the filter any more: it would say so until the end.
                 self._poll.unregister(fd)
