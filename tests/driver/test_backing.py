@@ -211,6 +211,7 @@ def test_the_kernels_store_does_not_kill() -> None:
     assert not backing.kills
     assert not backing.kill_on_error
     assert not backing.gone
+    assert not backing.stalled
 
 
 # -- what a program provides --------------------------------------------------------------------
@@ -744,6 +745,38 @@ def test_a_mistake_in_a_store_is_told_to_who_asked(late: Late) -> None:
     with pytest.raises(ZeroDivisionError):
         late.backing.load(1)
     assert not late.backing.stalled
+
+
+def test_a_thread_that_only_waits_for_its_turn_is_no_store_that_stalls(
+    late: Late, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late.backing.store([page(1)])
+    looked: list[bool] = []
+    runs = Worker._runs
+
+    def busy_machine(self: Worker) -> bool:
+        looked.append(runs(self))
+        if len(looked) == 3:
+            late.extent.gate.set()
+        return True
+
+    late.stall()
+    monkeypatch.setattr(Worker, "_runs", busy_machine)
+    assert late.backing.load(1) == page(1)[1:]
+    # What really waits for the gate waits for no processor.
+    assert looked[:3] == [False] * 3
+
+
+def test_even_a_busy_machine_is_not_waited_for_for_ever(
+    late: Late, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late.stall()
+    monkeypatch.setattr(worker, "PATIENCE_MS", 1)
+    monkeypatch.setattr(Worker, "_runs", lambda _: True)
+    with pytest.raises(BackingStalled):
+        late.backing.load(1)
+    monkeypatch.undo()
+    late.answer()
 
 
 def test_without_a_thread_there_is_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:

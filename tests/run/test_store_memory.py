@@ -6,6 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,10 @@ def test_the_end_of_the_process_is_told(store: ProgramStoreMemory, owner: Owner)
 
 
 def test_what_the_process_executes_is_left_alone(store: ProgramStoreMemory, owner: Owner) -> None:
-    owner.say("exec cat")  # which answers with what it is told, so that it runs by then
+    owner.say("exec cat")
+    # Not before: what is said to both at once, the first one reads.
+    while Path(f"/proc/{owner.pid}/comm").read_text(encoding="ascii") != "cat\n":
+        time.sleep(0.01)
     assert owner.tell("hello") == "hello\n"
     assert store.gone
     with Path(f"/proc/{owner.pid}/maps").open("rb") as maps:

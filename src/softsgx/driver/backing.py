@@ -73,6 +73,11 @@ class Backing(Protocol):
         ...
 
     @property
+    def stalled(self) -> bool:
+        """Whether the store keeps somebody waiting: nothing is pinned, stored or loaded until it answers."""
+        ...
+
+    @property
     def pages_held(self) -> int:
         """The pages whose contents are in the store now."""
         ...
@@ -186,6 +191,7 @@ class KernelBacking:
 
     kills = False
     gone = False
+    stalled = False
 
     def __init__(self, size: int) -> None:
         self.kill_on_error = False
@@ -285,6 +291,7 @@ class NoBacking:
     kills = True
     kill_on_error = True
     gone = False
+    stalled = False
     pages_held = 0
     bytes_held = 0
 

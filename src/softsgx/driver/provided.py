@@ -31,6 +31,7 @@ class ExtentBacking:
     """
 
     kills = False
+    stalled = False
 
     def __init__(
         self,

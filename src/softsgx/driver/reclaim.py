@@ -112,11 +112,17 @@ class Reclaimer:
         return True
 
     def transient(self, requester: "Encl") -> bool:
-        """Tell whether somebody else holds, with an ioctl or a batch, what will be free when it has ended."""
+        """Tell whether something may give way soon.
+
+        Another ioctl or batch holds it, an address space has not let it go, or its store has not answered.
+        """
         return (
             self._batch_under_way
             or self._refused
-            or any(e.ioctl_in_flight for e in self._encls.values() if e is not requester)
+            or any(
+                e.backing.stalled or (e.ioctl_in_flight and e is not requester)
+                for e in self._encls.values()
+            )
         )
 
     def background(self) -> bool:

@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 # A disk answers in less; what takes longer waits for somebody who may never answer.
 PATIENCE_MS = 50
+# So often again where it is not the store that is late, but the thread's turn on a busy machine.
+_TURNS = 40
 
 
 class Job(Generic[T]):
@@ -62,6 +64,7 @@ class Worker:
         self._job: Job[Any] | None = None
         self._queue: deque[Callable[[], object]] = deque()
         self._ending = False
+        self._tid = 0
         try:
             # The threading module would cost every start a millisecond.
             _thread.start_new_thread(self._run, ())
@@ -84,7 +87,11 @@ class Worker:
         job = Job(work, late)
         self._job = job
         os.eventfd_write(self._asked, 1)
-        if not self._poll.poll(PATIENCE_MS):
+        turns = _TURNS
+        while not self._poll.poll(PATIENCE_MS):
+            turns -= 1
+            if turns and self._runs():
+                continue
             with self._lock:
                 if not job.done:
                     job.abandoned = True
@@ -92,6 +99,14 @@ class Worker:
         os.eventfd_read(self._answered)
         self._job = None
         return job.outcome()
+
+    def _runs(self) -> bool:
+        """Tell whether the thread waits for a processor, and for nothing else."""
+        try:
+            with open(f"/proc/self/task/{self._tid}/stat", "rb") as stat:  # noqa: PTH123
+                return stat.read().rpartition(b") ")[2].startswith(b"R")
+        except OSError:
+            return self._tid == 0  # it has not begun
 
     def post(self, work: Callable[[], object]) -> None:
         """Have work done behind what is outstanding; nobody asks for its result."""
@@ -119,6 +134,7 @@ class Worker:
         os.eventfd_write(self._asked, 1)
 
     def _run(self) -> None:
+        self._tid = _thread.get_native_id()
         while True:
             os.eventfd_read(self._asked)
             job = self._job
