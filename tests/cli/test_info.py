@@ -96,12 +96,6 @@ def test_an_enclave_that_is_too_large_gives_what_is_told() -> None:
     assert told("enclaves of 2^47 bytes and more").endswith(f"CREATE gives {name}")
 
 
-def test_an_epc_that_is_full_gives_what_is_told() -> None:
-    with pytest.raises(DriverError) as refused, created(ATTRIBUTE_MODE64BIT, pages=1):
-        pass
-    assert f"give {errno.errorcode[refused.value.errno]} when" in told("EPC paging")
-
-
 @pytest.mark.parametrize("advice", [vma.MADV_HWPOISON, vma.MADV_SOFT_OFFLINE])
 def test_poisoning_gives_what_is_told(advice: int) -> None:
     with pytest.raises(DriverError) as refused:

@@ -463,13 +463,13 @@ class TestLargeEnclave:
     def test_a_signal_ends_a_long_call_with_a_short_count(
         self, bench: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("softsgx.driver.encl._RUN_PAGES", 1024)
+        monkeypatch.setattr("softsgx.driver.encl._RUN_PAGES", 200)
         with bench.platform.open_enclave() as enclave:
             enclave.create(bench.secs(size=1 << 24))
             src = bench.memory.place(bytes(1500 * PAGE))
             bench.task.signals = [False, True]
             count = add(bench, enclave.file, src=src, length=1500 * PAGE)
-            assert count == 1024 * PAGE
+            assert count == 200 * PAGE
             rest = 1500 * PAGE - count
             arguments = {"src": src + count, "offset": count, "length": rest}
             assert add(bench, enclave.file, **arguments) == rest

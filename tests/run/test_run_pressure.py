@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from tests.run.conftest import Harness
 
 # Eight times the EPC.
-HEAP = 4 << 20
-# Of those that compete: together six times.
+HEAP = 2 << 20
+# Of those that compete: together twelve times.
 SHARED_HEAP = 1 << 20
-EPC = "512K"
+EPC = "256K"
 USERFAULTFD = 323
 
 

@@ -17,9 +17,7 @@ WARNING = "SGX in software: for development and tests, never for secrets."
 
 # Leaves that the processor refuses with #GP, and that its CPUID does not claim.
 ENCLS_NOT_MODELLED = {
-    "paging": ("EBLOCK", "ETRACK", "EWB", "ELDB", "ELDU"),
     "SGX2": ("EAUG", "EMODPR", "EMODT"),
-    "oversubscription": ("ERDINFO", "ETRACKC", "ELDBC", "ELDUC"),
     "SVN update": ("EUPDATESVN",),
 }
 ENCLU_NOT_MODELLED = {
@@ -29,7 +27,11 @@ ENCLU_NOT_MODELLED = {
 }
 # What else differs from silicon: name, and what happens instead.
 NOT_MODELLED = (
-    ("EPC paging", "nothing is evicted: CREATE and ADD_PAGES give ENOMEM when the EPC is full"),
+    (
+        "the accessed bit",
+        "which page gives way is told by how soon it was wanted again: --epc-policy",
+    ),
+    ("AEX by a shootdown", "a page that goes out drives no thread out of its enclave"),
     ("SGX2 ioctls", "RESTRICT_PERMISSIONS, MODIFY_TYPES and REMOVE_PAGES (EDMM) give ENODEV"),
     ("AEX-Notify, CET", "not claimed: CREATE gives EIO, and INIT gives EINVAL"),
     ("ENCLV, virtual EPC", "#UD; there is no /dev/sgx_vepc"),

@@ -16,6 +16,7 @@ HELP = "run a program that uses SGX, on a machine without it"
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 _PAGE = 4096
 _DEFAULT_EPC = "128M"
+_DEFAULT_POLICY = "2q"
 _DEFAULT_BACKING = "kernel"
 _DEFAULT_DRIVER = "mainline"
 
@@ -39,6 +40,7 @@ class Given:
         self.epc = _DEFAULT_EPC
         self.backing = _DEFAULT_BACKING
         self.driver = _DEFAULT_DRIVER
+        self.epc_policy = _DEFAULT_POLICY
         self.state: str | None = None
         self.trace: str | None = None
         self.stats = False
@@ -58,6 +60,7 @@ _VALUES = {
     "--epc": "epc",
     "--backing": "backing",
     "--driver": "driver",
+    "--epc-policy": "epc_policy",
     "--state": "state",
     "--stats-json": "stats_json",
     "--trace": "trace",
@@ -107,6 +110,13 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
         default=_DEFAULT_DRIVER,
         metavar="NAME",
         help="whose nodes and ioctls the programs find: mainline (default), dcap, dcap-1.5, v16 or isgx",
+    )
+    parser.add_argument(
+        "--epc-policy",
+        default=_DEFAULT_POLICY,
+        metavar="NAME",
+        help="which page gives way when the EPC is full: 2q (default), which keeps pages that are "
+        "soon wanted again, or fifo",
     )
     parser.add_argument("--state", metavar="DIR", help="keep the platform's identity here")
     parser.add_argument(
@@ -158,6 +168,7 @@ def main(args: "Given | argparse.Namespace") -> int:
             [args.program, *args.args],
             epc=epc,
             backing=args.backing,
+            policy=args.epc_policy,
             state=State(args.state),
             driver=args.driver,
             trace=trace,

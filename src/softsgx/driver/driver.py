@@ -17,7 +17,7 @@ from softsgx.driver.encl_stats import DriverStats
 from softsgx.driver.epc_allocator import EpcAllocator
 from softsgx.driver.ioctl import sgx_ioctl
 from softsgx.driver.nodes import DCAP, ENCLAVE, LEGACY, MAINLINE, PROVISION
-from softsgx.driver.policy import TwoQueues
+from softsgx.driver.policy import Policy, TwoQueues
 from softsgx.driver.reclaim import Reclaimer
 from softsgx.driver.stores import DefaultStore, Stores
 from softsgx.driver.vma import (
@@ -51,12 +51,13 @@ class Driver:
         processor: "Processor",
         backing: DefaultStore | None = None,
         name: str = MAINLINE,
+        policy: Policy | None = None,
     ) -> None:
         self.processor = processor
         self.name = name
         self.stores = Stores(backing)
         self.epc = EpcAllocator(processor.epc.pages)
-        self.reclaimer = Reclaimer(processor, self.epc, TwoQueues(processor.epc.pages))
+        self.reclaimer = Reclaimer(processor, self.epc, policy or TwoQueues(processor.epc.pages))
         self.stats = DriverStats()
         self.events: EnclEvents | None = None
 

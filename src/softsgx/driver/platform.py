@@ -17,6 +17,7 @@ from softsgx.cpu.processor import Processor
 from softsgx.driver.driver import Driver
 from softsgx.driver.local import LocalEnclave
 from softsgx.driver.nodes import MAINLINE, nodes_of
+from softsgx.driver.policy import Policy, policy_named
 from softsgx.driver.state import State
 from softsgx.driver.stores import DefaultStore
 
@@ -32,7 +33,8 @@ class Platform:
     ``epc`` is the EPC's size in bytes, a multiple of 4096; ``model`` is what the processor claims to be,
     made of ``epc`` and ``xcr0`` by default, else its EPC size counts; ``state`` is where its identity
     lives, the user's own by default; ``backing`` makes the stores of enclaves whose program chooses none,
-    by default anonymous files; ``driver`` is the name of a driver (driver/nodes.py).
+    by default anonymous files; ``driver`` is the name of a driver (driver/nodes.py); ``policy`` says which
+    page gives way when the EPC is full, by its name or as an object (driver/policy.py).
     """
 
     def __init__(
@@ -44,12 +46,15 @@ class Platform:
         xcr0: int = _XCR0_LEGACY,
         backing: DefaultStore | None = None,
         driver: str = MAINLINE,
+        policy: str | Policy = "2q",
     ) -> None:
         nodes_of(driver)  # which says what is wrong with the name
         model = Model(epc, xcr0) if model is None else model
         self.state = State() if state is None else state
         self.processor = Processor(model, self.state.identity(), model.epc_bytes // PAGE_SIZE)
-        self.driver = Driver(self.processor, backing, driver)
+        if isinstance(policy, str):
+            policy = policy_named(policy, self.processor.epc.pages)
+        self.driver = Driver(self.processor, backing, driver, policy)
         self._enclaves: list[LocalEnclave | MappedEnclave] = []
 
     def open_enclave(self) -> LocalEnclave:

@@ -10,6 +10,8 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Protocol
 
+from softsgx.errors import SoftsgxError
+
 # What identifies a page wherever it is: (enclave's serial number) << 52 | linear page number.
 Identity = int
 
@@ -49,8 +51,7 @@ class Policy(Protocol):
 class Fifo:
     """First in, first out: mainline's list without its second chance."""
 
-    def __init__(self, epc_pages: int) -> None:
-        del epc_pages
+    def __init__(self) -> None:
         self._pages: OrderedDict[int, None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -146,4 +147,16 @@ def _take(queue: "OrderedDict[int, None]", count: int) -> list[int]:
     return [popitem(last=False)[0] for _ in range(min(count, len(queue)))]
 
 
-POLICIES = {"2q": TwoQueues, "fifo": Fifo}
+_NAMES = ("2q", "fifo")
+
+
+def require_policy(name: str) -> None:
+    """See that there is a policy of that name; SoftsgxError says which there are."""
+    if name not in _NAMES:
+        raise SoftsgxError(f"--epc-policy {name}: wanted is one of {', '.join(_NAMES)}")
+
+
+def policy_named(name: str, epc_pages: int) -> Policy:
+    """Make the policy of a name for an EPC of so many pages; SoftsgxError for another name."""
+    require_policy(name)
+    return TwoQueues(epc_pages) if name == "2q" else Fifo()

@@ -95,6 +95,14 @@ def _default_store(backing: str) -> "DefaultStore | None":
     return default_store(backing)
 
 
+def _require_policy(policy: str) -> None:
+    # As with the stores: a run that says nothing pays nothing.
+    if policy != "2q":
+        from softsgx.driver.policy import require_policy  # noqa: PLC0415
+
+        require_policy(policy)
+
+
 def run_program(
     argv: list[str],
     *,
@@ -102,6 +110,7 @@ def run_program(
     state: "State",
     driver: str,
     backing: str = "kernel",
+    policy: str = "2q",
     trace: "IO[str] | None" = None,
     stats: bool = False,
     stats_json: "IO[str] | None" = None,
@@ -110,11 +119,13 @@ def run_program(
 ) -> int:
     """Run a program and all its descendants, over the driver of that name; give the first one's wait status.
 
-    `backing` is what default_stores.default_store takes: where the enclaves' evicted pages go. `stats`
+    `backing` is what default_stores.default_store takes: where the enclaves' evicted pages go; `policy`
+    names which of them go first (driver/nodes.py). `stats`
     says on standard error what happened, `stats_json` takes it as one JSON object. With `leave_text` no
     byte of any program's text is changed.
     """
     nodes = nodes_of(driver)
+    _require_policy(policy)
     require_host()
     program = find_program(argv[0])
     require_servable(program)
@@ -134,7 +145,7 @@ def run_program(
     def platform() -> "Platform":
         from softsgx.driver.platform import Platform  # noqa: PLC0415  (see Supervisor)
 
-        return Platform(model=model, state=state, driver=driver, backing=default)
+        return Platform(model=model, state=state, driver=driver, backing=default, policy=policy)
 
     mask = block_signals()
     # The terminal's own signals go to the program; the supervisor ends when it does.
