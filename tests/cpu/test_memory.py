@@ -22,6 +22,30 @@ def test_a_held_elrange_is_sparse_bytes(writes: list[tuple[int, bytes]]) -> None
     assert elrange.read(base, len(model)) == model
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 3), st.none() | st.integers(0, 4080), st.binary(min_size=16, max_size=16)
+        )
+    )
+)
+def test_whole_pages_and_parts_of_them_mix(writes: list[tuple[int, int | None, bytes]]) -> None:
+    elrange, model = HeldElrange(), bytearray(4 * 4096)
+    for page, part, data in writes:
+        given = bytearray(data * 256 if part is None else data)
+        start = page * 4096 + (part or 0)
+        elrange.write(start, bytes(given) if data[0] % 2 else given)
+        model[start : start + len(given)] = given
+        # What was given is the caller's again.
+        given[:] = bytes(len(given))
+        before = elrange.read(page * 4096, 4096)
+        elrange.write(page * 4096 + 1, b"?")
+        assert before == model[page * 4096 : page * 4096 + 4096]
+        model[page * 4096 + 1] = ord("?")
+        assert elrange.read(0, 4 * 4096) == model
+        assert elrange.read(4090, 4) == model[4090:4094]
+
+
 def test_what_is_not_mapped_is_a_bad_pointer() -> None:
     memory = HeldMemory()
     memory.map(0x5000, 4096)

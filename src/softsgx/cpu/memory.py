@@ -70,14 +70,24 @@ class Memory(Protocol):
         ...
 
 
+_ZERO_PAGE = bytes(PAGE_SIZE)
+
+
 class _Pages:
     """Sparse bytes by address; a page that is not there is the caller's question."""
 
     def __init__(self) -> None:
-        self.pages: dict[int, bytearray] = {}
+        # A page that was written whole is kept as it came, and copied when a part of it changes.
+        self.pages: dict[int, bytes | bytearray] = {}
 
-    def read(self, address: int, length: int) -> bytes:
+    def read(self, address: int, length: int, /) -> bytes:
+        """Return so many bytes."""
         pages = self.pages
+        if length == PAGE_SIZE and not address % PAGE_SIZE:
+            return bytes(pages.get(address, _ZERO_PAGE))
+        if not (address | length) % PAGE_SIZE:
+            starts = range(address, address + length, PAGE_SIZE)
+            return b"".join([pages.get(start, _ZERO_PAGE) for start in starts])
         parts = []
         while length > 0:
             offset = address % PAGE_SIZE
@@ -88,38 +98,32 @@ class _Pages:
             length -= take
         return b"".join(parts)
 
-    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+    def write(self, address: int, data: bytes | bytearray | memoryview, /) -> None:
+        """Store the bytes."""
         pages = self.pages
+        if len(data) == PAGE_SIZE and not address % PAGE_SIZE:
+            pages[address] = bytes(data)
+            return
         done = 0
         while done < len(data):
             offset = (address + done) % PAGE_SIZE
             take = min(len(data) - done, PAGE_SIZE - offset)
             start = address + done - offset
-            page = pages.get(start)
-            if page is None:
-                page = pages[start] = bytearray(PAGE_SIZE)
+            page = pages.get(start, _ZERO_PAGE)
+            if not isinstance(page, bytearray):
+                page = pages[start] = bytearray(page)
             page[offset : offset + take] = data[done : done + take]
             done += take
 
 
-class HeldElrange:
+class HeldElrange(_Pages):
     """An enclave's pages held in Python: for an enclave that no program maps."""
-
-    def __init__(self) -> None:
-        self._held = _Pages()
-
-    def read(self, address: int, length: int, /) -> bytes:
-        """Return so many bytes."""
-        return self._held.read(address, length)
-
-    def write(self, address: int, data: bytes | bytearray | memoryview, /) -> None:
-        """Store the bytes."""
-        self._held.write(address, data)
 
     def discard(self, address: int, length: int, /) -> None:
         """Forget whole pages: they read as zero from now on."""
+        pages = self.pages
         for start in range(address, address + length, PAGE_SIZE):
-            self._held.pages.pop(start, None)
+            pages.pop(start, None)
 
 
 class HeldMemory:
