@@ -68,6 +68,10 @@ def test_a_stop_that_has_ended_does_not_come_back(softsgx: "Harness") -> None:
     softsgx.checked("sent_inside", "stopped")
 
 
+def test_a_node_is_opened_while_the_supervisor_is_sent_signals(softsgx: "Harness") -> None:
+    softsgx.checked("rung")
+
+
 def test_sigterm_to_the_run_reaches_who_is_left(softsgx: "Harness") -> None:
     # In a pipe, so that the first program is gone before the word is there to read.
     rest = (

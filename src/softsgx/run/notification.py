@@ -79,7 +79,7 @@ class Listener:
         """
         argument = bytearray(_FD.pack(notification.id, 0, fd, 0, flags))
         try:
-            number = fcntl.ioctl(self.fd, _ADDFD, argument, True)
+            number = self._ioctl(_ADDFD, argument)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 self.answer(notification, -(error.errno or errno.EIO))
@@ -89,7 +89,16 @@ class Listener:
     def _send(self, response: bytes) -> None:
         # ENOENT: the thread was killed, or a signal took it out of the call.
         try:
-            fcntl.ioctl(self.fd, _SEND, response)
+            self._ioctl(_SEND, bytearray(response))
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise
+
+    def _ioctl(self, request: int, argument: bytearray) -> int:
+        # The bell (run/waiting.py), or anybody's SIGURG: the request was not carried out.
+        while True:
+            try:
+                result: int = fcntl.ioctl(self.fd, request, argument, True)
+            except InterruptedError:
+                continue
+            return result
