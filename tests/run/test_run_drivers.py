@@ -2,6 +2,8 @@
 """`softsgx run --driver`: the nodes of each driver, and enclaves by the ABI of each."""
 
 import errno
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -65,6 +67,19 @@ def legacy(softsgx: "Harness", name: str, driver: str, *more: str, **named: Any)
 @pytest.mark.parametrize("driver", LEGACY)
 def test_an_enclave_belongs_to_its_mapping(softsgx: "Harness", driver: str) -> None:
     legacy(softsgx, "legacy", driver)
+
+
+@pytest.mark.parametrize("driver", LEGACY)
+def test_enclaves_of_mappings_are_counted_as_any(
+    softsgx: "Harness", tmp_path: Path, driver: str
+) -> None:
+    path = tmp_path / "stats.json"
+    legacy(softsgx, "legacy", driver, options=("--stats-json", path))
+    report = json.loads(path.read_text())
+    assert report["enclaves"] > 0
+    assert sum(enclave["added"] for enclave in report["largest_enclaves"]) == report["added"] > 0
+    assert all(enclave["pids"] for enclave in report["largest_enclaves"])
+    assert report["resident"] == 0
 
 
 USERFAULTFD = 323

@@ -76,6 +76,32 @@ def test_of_many_enclaves_the_largest_are_told(softsgx: "Harness", tmp_path: Pat
 
 
 @live
+def test_a_trace_tells_all_that_is_counted(softsgx: "Harness", tmp_path: Path) -> None:
+    path, trace = tmp_path / "stats.json", tmp_path / "trace"
+    heap = EPC_PAGES * PAGE * 2
+    program = [softsgx.program("pressure"), *softsgx.enclave(heap=heap), str(heap), "walk"]
+    epc = f"{EPC_PAGES * 4}K"
+    options = ("--epc", epc, "--stats", "--stats-json", path, "--trace", trace)
+    ended = softsgx.run(*program, options=options)
+    assert ended.status == 0, ended
+    report = json.loads(path.read_text())
+    lines = [json.loads(line) for line in trace.read_text().splitlines()]
+    evicted = [line for line in lines if "evicted" in line]
+    reloaded = [line for line in lines if "reloaded" in line]
+    assert sum(line["evicted"] for line in evicted) == report["evictions"] > EPC_PAGES
+    assert len(reloaded) == report["reloads"] > EPC_PAGES
+    (enclave,) = report["largest_enclaves"]
+    base = int(enclave["base"], 16)
+    for line in evicted + reloaded:
+        assert (line["enclave"], [line["pid"]]) == (enclave["base"], enclave["pids"])
+    # The SECS stands behind the last page.
+    assert all(0 <= int(r["reloaded"], 16) - base <= enclave["size"] for r in reloaded)
+    assert report["epc_pages_peak"] <= EPC_PAGES
+    assert re.search(rf"^  evictions +{report['evictions']}$", ended.err, re.MULTILINE)
+    assert re.search(rf"^  reloads +{report['reloads']}$", ended.err, re.MULTILINE)
+
+
+@live
 def test_a_run_without_sgx_has_a_report_too(softsgx: "Harness", tmp_path: Path) -> None:
     path = tmp_path / "stats.json"
     assert tuple(softsgx.run("true", options=(f"--stats-json={path}",))) == (0, "", "")
@@ -187,6 +213,14 @@ def test_without_a_trace_nothing_is_written(platform: Platform) -> None:
     observer.evicted(encl, 1)
     observer.reloaded(encl, 0x10_0000)
     observer.backing_fault(encl, 0x10_0000, "why")
+
+
+@pytest.mark.parametrize("request_", [0x4008A400, 0x4010A400, 0x4008A402])
+def test_every_way_to_create_is_an_enclave(request_: int) -> None:
+    observer = Observer()
+    for result in (0, -22):
+        observer.ioctl(None, request_, result, None, observer.now())  # type: ignore[arg-type]
+    assert observer.enclaves == (request_ & 0xFF == 0)
 
 
 @pytest.mark.parametrize(

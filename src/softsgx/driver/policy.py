@@ -87,8 +87,8 @@ class TwoQueues:
 
     A page comes in cold.  If it is loaded again while it is still among the last evicted ones, as many as
     the EPC has pages, it is hot: a scan that touches each page once passes through the cold queue and
-    leaves the hot set resident.  Hot pages give way, the oldest first, while they hold more than three
-    quarters of what may be evicted; one that is still in use is soon loaded again, as hot.
+    leaves the hot set resident.  Hot pages give way, the oldest first, while they hold more than seven
+    eighths of what may be evicted; one that is still in use is soon loaded again, as hot.
     """
 
     def __init__(self, epc_pages: int) -> None:
@@ -121,9 +121,9 @@ class TwoQueues:
                 self._hot.pop(page, None)
 
     def victims(self, count: int) -> list[int]:
-        """Take cold ones, while there is more than a quarter of them, then hot ones, then any."""
+        """Take cold ones, while they are more than an eighth of all, then hot ones, then any."""
         cold, hot = self._cold, self._hot
-        excess = len(cold) - len(self) // 4
+        excess = len(cold) - len(self) // 8
         pages = _take(cold, min(count, max(excess, 0)))
         pages += _take(hot, count - len(pages))
         pages += _take(cold, count - len(pages))

@@ -152,6 +152,7 @@ class DeviceCalls:
             tracee.finish_call(regs.rax)
             return file
         result = regs.rax
+        self._observer.openers.setdefault(vma.file.encl, tracee.process.pid)
         error = self._adopt(tracee, vma)
         tracee.finish_call(-error if error else result)
         return file

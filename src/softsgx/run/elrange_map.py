@@ -175,7 +175,7 @@ class EnclaveMap:
         return vma if address < vma.end else None
 
     def files(self) -> "set[Mapped]":
-        """Give the open files that are mapped."""
+        """Give the files that are mapped."""
         return {vma.file for vma in self._vmas}
 
     def overlapping(self, start: int, end: int) -> list[EnclaveVma]:

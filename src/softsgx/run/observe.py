@@ -54,7 +54,7 @@ VECTOR_NAMES = {
     17: "#AC",
     19: "#XM",
 }
-_CREATE = 0x4008A400
+_CREATES = (0x4008A400, 0x4010A400)
 
 
 class Observer:
@@ -80,7 +80,7 @@ class Observer:
         self._said: set[str] = set()
         # The pages are counted by the driver, where there is one.
         self.driver: Driver | None = None
-        # Which process opened the node of an enclave that has not ended.
+        # Which process opened the node of an enclave that has not ended, or mapped an older driver's.
         self.openers: dict[Encl, int] = {}
         self.seen: LargestEnclaves | None = None
         self.enclaves = 0
@@ -148,7 +148,7 @@ class Observer:
         self.ioctls[name] = self.ioctls.get(name, 0) + 1
         self.ioctl_seconds += spent
         self.refusals += error is not None
-        self.enclaves += request == _CREATE and not result
+        self.enclaves += request in _CREATES and not result
         if self._trace is not None:
             line: dict[str, Any] = {"ioctl": name, "result": result, "seconds": round(spent, 6)}
             if error is not None:
