@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 VERBS = {
     "run": "run a program that uses SGX, on a machine without it",
     "info": "show what this machine offers and what the platform claims",
+    "top": "show what the platforms of running programs are doing",
     "measure": "compute the MRENCLAVE of an enclave file",
     "sign": "sign an enclave file: write its SIGSTRUCT",
 }

@@ -33,7 +33,7 @@ class EnclStats:
     written to it and read from it, PCMDs included, ``backing_pages`` the pages that lie there now.
     """
 
-    __slots__ = COUNTERS
+    __slots__ = (*COUNTERS, "number")
 
     resident: int
     added: int
@@ -45,6 +45,8 @@ class EnclStats:
     backing_pages: int
 
     def __init__(self) -> None:
+        # Of the enclave among all of its driver; addresses and processes are used again.
+        self.number = 0
         for name in COUNTERS:
             setattr(self, name, 0)
 
@@ -63,11 +65,14 @@ class DriverStats:
 
     def __init__(self) -> None:
         self.live: dict[Encl, EnclStats] = {}
+        self._opened = 0
         # Pages that EREMOVE refused stay in its ``resident``: nobody can allocate them any more.
         self.ended = EnclStats()
 
     def began(self, encl: "Encl") -> None:
         """Enter an enclave whose file was opened."""
+        self._opened += 1
+        encl.stats.number = self._opened
         self.live[encl] = encl.stats
 
     def end(self, encl: "Encl") -> None:

@@ -29,6 +29,7 @@ _EENTER, _ERESUME, _EEXIT = 2, 3, 4
 def enclave_object(encl: "Encl", pids: "list[int]") -> "dict[str, Any]":
     """Describe an enclave that was created; `pids` are the processes that have it."""
     return {
+        "number": encl.stats.number,
         "pids": pids,
         "base": f"{encl.base:#x}",
         "size": encl.size,
