@@ -228,6 +228,14 @@ def test_a_killed_keeper_is_replaced(softsgx: "Harness") -> None:
     assert ended.out.endswith("finished\n")
 
 
+def test_a_stopped_keeper_holds_nobody_up(softsgx: "Harness") -> None:
+    call = join(map(str, [softsgx.program("reopened"), *softsgx.enclave()]))
+    stop = "for pid in $(cat /proc/$PPID/task/$PPID/children); do [ $pid = $$ ] || kill -STOP $pid; done"
+    ended = softsgx.run("sh", "-c", f"{call} && {stop}")
+    assert ended.status == 0, ended
+    assert ended.out.endswith("finished\n")
+
+
 def test_a_program_may_have_the_id_of_a_killed_keeper(softsgx: "Harness") -> None:
     namespace = ["unshare", "--pid", "--fork", "--mount-proc", "--"]
     if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:

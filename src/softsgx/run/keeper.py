@@ -11,6 +11,7 @@ import select
 import time
 
 from softsgx.run import descriptors, signals
+from softsgx.run import numbers as n
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Keeper:
             self._socket.close()
             self._socket = None
         if self.pid:
+            # Somebody may have stopped it.
+            os.kill(self.pid, n.SIGCONT)
             os.waitpid(self.pid, 0)
             self.pid = 0
 
@@ -59,12 +62,16 @@ class Keeper:
 
     def _start(self) -> "socket":
         ours, theirs = descriptors.pair()
+        # Of a stop and a SIGCONT that come during a fork the child gets the stop alone, unless its
+        # parent blocks SIGCONT: ignored, it is dropped too early (kernel/signal.c, __send_signal_locked).
+        mask = signals.block(signals.bits(n.SIGCONT))
         self.pid = os.fork()
         if self.pid == 0:
             try:
                 _keep(theirs)
             finally:
                 os._exit(0)
+        signals.set_mask(mask)
         theirs.close()
         return ours
 
