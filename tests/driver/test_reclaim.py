@@ -244,9 +244,13 @@ def test_the_one_with_the_oldest_page_is_killed_and_nobody_for_itself(platform: 
     second = without_backing(platform, 20, 1 << 41)
     third = without_backing(platform, 30, 1 << 42)
     assert [e.file.encl.dead for e in (first, second, third)] == [True, False, False]
-    with pytest.raises(DriverError) as refused:
-        third.add_pages(30 * PAGE, bytes(34 * PAGE), RW, measure=False)
+    # Nobody dies for a page that is free, nor for more than the next one.
+    third.add_pages(30 * PAGE, bytes(platform.driver.epc.free_pages * PAGE), RW, measure=False)
+    assert not second.file.encl.dead
+    third.add_pages(50 * PAGE, bytes(14 * PAGE), RW, measure=False)
     assert second.file.encl.dead
+    with pytest.raises(DriverError) as refused:
+        third.add_pages(40 * PAGE, bytes(10 * PAGE), RW, measure=False)
     assert not third.file.encl.dead
     assert refused.value.errno == 12
     with pytest.raises(DriverError) as dead:

@@ -230,10 +230,13 @@ class Encl:
     def _make_room(self, task: "Task", wanted: int, least: int) -> None:
         """Reclaim until ``wanted`` EPC pages are free, or at least ``least``, as far as that goes.
 
-        What is on its way in elsewhere does not give way: the caller waits for that.
+        Nobody is killed for more than the least.  What is on its way in elsewhere does not give way: the
+        caller waits for that.
         """
         make_room = self._reclaimer.make_room
-        while not make_room(wanted, self) and self._allocator.free_pages < least:
+        if make_room(wanted, self, kill=False):
+            return
+        while not make_room(least, self):
             if task.signal_pending():
                 raise DriverError(errno.EINTR, "a signal came before an EPC page was free")
             if not self._reclaimer.transient(self) or not task.pause():

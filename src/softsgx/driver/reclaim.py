@@ -89,17 +89,17 @@ class Reclaimer:
 
     # -- room -------------------------------------------------------------------------------------
 
-    def make_room(self, wanted: int, requester: "Encl") -> bool:
+    def make_room(self, wanted: int, requester: "Encl", *, kill: bool = True) -> bool:
         """Reclaim until so many pages are free; False if nothing more gives way.
 
-        Swappable pages go first.  Then an enclave that cannot be swapped is killed, the one with the
-        oldest page, but never the one for which the room is made.
+        Swappable pages go first.  Then, with ``kill``, an enclave that cannot be swapped is killed, the
+        one with the oldest page, but never the one for which the room is made.
         """
         free = self.allocator
         while free.free_pages < wanted:
             if self.reclaim_pages():
                 continue
-            if self._batch_under_way:
+            if self._batch_under_way or not kill:
                 return False
             victim = next(
                 (e for e in self._killable if e is not requester and not e.ioctl_in_flight), None
