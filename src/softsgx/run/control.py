@@ -50,8 +50,16 @@ def directory() -> str:
 
 @contextlib.contextmanager
 def opened(path: str) -> "Iterator[int]":
-    """Open the directory of sockets; SoftsgxError where it is not the user's own."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """Open the directory of sockets; SoftsgxError where it is not the user's own.
+
+    FileNotFoundError where there is none.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise SoftsgxError(f"{path}: {error.strerror}") from error
     try:
         status = os.fstat(fd)
         mode = stat.S_IMODE(status.st_mode)

@@ -16,6 +16,7 @@ from softsgx.run.control import SUFFIX, connected, directory, opened
 
 # No run answers with more.
 _LONGEST = 1 << 20
+_AGAIN = 0.01
 _SILENT = "does not answer; it may be stopped"
 
 
@@ -33,33 +34,48 @@ def ask(patience: float, only: int | None = None) -> list[Run]:
 
     SoftsgxError where the directory of sockets is not this user's own.
     """
-    runs: list[Run] = []
+    deadline = time.monotonic() + patience
     waiting: dict[int, tuple[int, _socket.socket, bytearray]] = {}
+    runs: list[Run] = []
     try:
         with opened(directory()) as fd:
-            for name in os.listdir(fd):
-                pid = _pid_of(name)
-                if not pid or only not in (None, pid):
-                    continue
-                try:
-                    client = connected(fd, name)
-                except FileNotFoundError:
-                    continue  # it has just ended
-                except OSError as error:
-                    # EAGAIN where too many are waiting already.
-                    silent = isinstance(error, BlockingIOError)
-                    runs.append(Run(pid, None, _SILENT if silent else error.strerror or ""))
-                    continue
-                if client is not None:
-                    waiting[client.fileno()] = pid, client, bytearray()
+            pids = {_pid_of(name) for name in os.listdir(fd)} - {0}
+            left = pids if only is None else pids & {only}
+            while left := _not_yet(fd, left, waiting, runs):
+                if time.monotonic() >= deadline:
+                    break
+                time.sleep(_AGAIN)
+        runs += [Run(pid, None, _SILENT) for pid in left]
+        runs += _answers(waiting, deadline)
     except FileNotFoundError:
         return []  # nobody has ever had one
-    try:
-        runs += _answers(waiting, time.monotonic() + patience)
     finally:
         for _, client, _ in waiting.values():
             client.close()
     return sorted(runs, key=lambda run: run.pid)
+
+
+def _not_yet(
+    fd: int,
+    pids: set[int],
+    waiting: dict[int, tuple[int, _socket.socket, bytearray]],
+    runs: list[Run],
+) -> set[int]:
+    """Connect to each of these runs; give those at which the line is too long at the moment."""
+    left = set()
+    for pid in pids:
+        try:
+            client = connected(fd, f"{pid}{SUFFIX}")
+        except FileNotFoundError:
+            continue  # it has just ended
+        except BlockingIOError:
+            left.add(pid)
+        except OSError as error:
+            runs.append(Run(pid, None, error.strerror or ""))
+        else:
+            if client is not None:
+                waiting[client.fileno()] = pid, client, bytearray()
+    return left
 
 
 def _pid_of(name: str) -> int:
@@ -76,8 +92,12 @@ def _answers(
     poll = select.poll()
     for fd in waiting:
         poll.register(fd, select.POLLIN)
-    while open_ and (left := deadline - time.monotonic()) > 0:
-        for fd, _ in poll.poll(left * 1000):
+    while open_:
+        # What is there already is taken, however late it is.
+        ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        if not ready:
+            break
+        for fd, _ in ready:
             pid, client, said = waiting[fd]
             try:
                 data = client.recv(1 << 16)
