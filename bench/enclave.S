@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # The enclave of the benchmarks as a flat image, one page after the other: TCS, code, two SSA
 # frames, data. No runtime: EENTER with RDI = 0 leaves at once (an empty ecall), with RDI = turns it
-# runs the loop on the data page and writes the result to the address in RDX, outside.
+# runs the loop on the data page and writes the result to the address in RDX, outside. With RSI = an
+# address in the enclave it reads the first word of RDI pages from there, and writes their sum.
 
         .set    CODE, 0x1000
         .set    SSA, 0x2000
@@ -27,12 +28,22 @@ tcs:
         mov     %rcx, %rbx      # EENTER left the address after it in RCX; EEXIT wants it in RBX
         test    %rdi, %rdi
         jz      leave
+        test    %rsi, %rsi
+        jnz     touch
         lea     tcs + DATA(%rip), %rsi
         call    loop
         mov     %rax, (%rdx)
 leave:
         mov     $4, %eax        # EEXIT
         enclu
+touch:
+        xor     %eax, %eax
+1:      add     (%rsi), %rax
+        add     $0x1000, %rsi
+        dec     %rdi
+        jnz     1b
+        mov     %rax, (%rdx)
+        jmp     leave
 
         # RDI turns, RSI a page; the result in RAX. Keeps RBX and RDX.
         .org    CODE + LOOP
