@@ -26,6 +26,7 @@ class FakeEnclave:
         self.first = first
         self.encl = self
         self.mm_list: list[object] = []
+        self.ends_unmapped = False
 
     def translate(self, address: int) -> int | None:
         at = (address - BASE) // PAGE
