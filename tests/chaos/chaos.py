@@ -36,6 +36,7 @@ from single import Outcome, SingleRun  # noqa: E402
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (looked at, never written)
 AT_A_TIME = 8
+PATIENCE = {"SOFTSGX_TEST_PATIENCE": "90"}  # seconds; less than a run is waited for
 PASSES = 10.0  # seconds in which a file of somebody else's start is gone again
 PROGRESS = 5.0  # seconds between two lines of progress
 USUAL = 0.5  # seconds that a program takes of which nothing is known yet
@@ -73,7 +74,7 @@ class Chaos:
             process = subprocess.Popen(
                 command,
                 cwd=cwd,
-                env={**os.environ, **environment, name: value},
+                env={**os.environ, **PATIENCE, **environment, name: value},
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,

@@ -717,6 +717,14 @@ static inline uint64_t read_gsbase(void)
 	return base;
 }
 
+/* Ends this process if it hangs: after so many seconds, or as many as somebody knows to be better. */
+__attribute__((unused)) static void end_after(unsigned int seconds)
+{
+	const char *patience = getenv("SOFTSGX_TEST_PATIENCE");
+
+	alarm(patience ? (unsigned int)atoi(patience) : seconds);
+}
+
 /*
  * A child that does not outlive its parent. Whoever stops and continues a child has to wait for
  * each stop, and waits for ever where somebody else's SIGCONT has come in between: then its alarm

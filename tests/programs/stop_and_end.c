@@ -121,7 +121,7 @@ static void signal_for_another_thread(void)
 int main(int argc, char **argv)
 {
 	begin(argc, argv);
-	alarm(50);
+	end_after(50);
 	enclave = build(&the_image);
 	shared = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	stop_and_continue();

@@ -312,7 +312,7 @@ int main(int argc, char **argv)
 {
 	const char *what = argc > 5 ? argv[3] : "";
 
-	alarm(18);
+	end_after(18);
 	begin(argc, argv);
 	enclave = build(&the_image);
 	peer = target_of(argv[5]);

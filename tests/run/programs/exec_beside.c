@@ -79,7 +79,7 @@ int main(int argc, char **argv)
 	arguments = argv;
 	if (argc > 3 && !strcmp(argv[3], "started"))
 		return started();
-	alarm(18);
+	end_after(18);
 	for (int i = 0; i < ROUNDS; i++) {
 		int status = 0;
 		pid_t pid = fork();

@@ -27,7 +27,7 @@ static void *make(void *index)
 int main(int argc, char **argv)
 {
 	begin(argc, argv);
-	alarm(18);
+	end_after(18);
 	for (int i = 0; i < PROCESSES; i++) {
 		int status = 0;
 		pid_t pid = fork();

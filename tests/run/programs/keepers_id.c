@@ -80,7 +80,7 @@ int main(int argc, char **argv)
 	pid_t keeper, waker, same;
 
 	begin(argc, argv);
-	alarm(18);
+	end_after(18);
 	supervisor = getppid();
 	stopped = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	CHECK("it maps an enclave", ends(child(map_an_enclave)));

@@ -17,7 +17,7 @@ int main(int argc, char **argv)
 	int wrong = 0, status;
 
 	begin(argc, argv);
-	alarm(18);
+	end_after(18);
 	enclave = build(&the_image);
 	CHECK("it enters", do_op(&enclave, 0, &op));
 	ringer = fork_bound();

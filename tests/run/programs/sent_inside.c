@@ -79,7 +79,7 @@ static void blocked(bool stopping)
 		sigset_t set, pending;
 		siginfo_t info;
 
-		alarm(8);
+		end_after(8);
 		sigemptyset(&set);
 		sigaddset(&set, SIGBUS);
 		sigprocmask(SIG_BLOCK, &set, NULL);
@@ -115,7 +115,7 @@ int main(int argc, char **argv)
 {
 	begin(argc, argv);
 	enclave = build(&the_image);
-	alarm(18);
+	end_after(18);
 	if (argc > 3 && !strcmp(argv[3], "values"))
 		values();
 	else

@@ -210,7 +210,7 @@ int main(int argc, char **argv)
 
 		return read(atoi(argv[4]), &byte, 1) == 1 ? ENDED : 1;
 	}
-	alarm(18);
+	end_after(18);
 	shared = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (strcmp(mode, "exec") && strcmp(mode, "ioctl"))
 		enclave = build(&the_image);
