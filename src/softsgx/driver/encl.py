@@ -363,16 +363,19 @@ class Encl:
 
     def is_evicted(self, index: int) -> bool:
         """Tell whether a page, or the SECS, is in the backing."""
-        return not self.dead and self._slot(index) is not None
+        return self.slot(index) is not None
 
-    def _slot(self, index: int) -> int | None:
+    def slot(self, index: int) -> int | None:
+        """Return the number of the VA slot of a page, or the SECS; None if it is not in the backing."""
+        if self.dead:
+            return None
         if index == self.secs_index:
             return self._secs_slot if self.created and self.secs_page is None else None
         return self.page_array.slot(self.base // PAGE_SIZE + index)
 
     def slot_of(self, index: int) -> int:
         """Return the number of an evicted page's VA slot."""
-        slot = self._slot(index)
+        slot = self.slot(index)
         if slot is None:
             raise ValueError(f"page {index:#x} is not evicted")
         return slot
@@ -435,7 +438,8 @@ class Encl:
         INITIALIZED does not matter (sgx_encl_load_page_in_vma). A page that was evicted is brought back.
         EpcExhausted, BackingStalled: the access is to be made again.
         """
-        run = self.page_array.find(address // PAGE_SIZE)
+        page = address // PAGE_SIZE
+        run = self.page_array.find(page)
         if run is None:
             killed = ", for it was killed" if self.dead else ""
             return f"the enclave has no page at {address:#x}{killed}"
@@ -443,10 +447,9 @@ class Encl:
             return (
                 f"the mapping allows {vma_prot:#x}, the page at {address:#x} {run.vm_max_prot:#x}"
             )
-        index = self.index(address)
-        if self.is_evicted(index):
+        if run.evicted(page):
             try:
-                self._reclaimer.load(self, index)
+                self._reclaimer.load(self, self.index(address))
             except DriverError as error:
                 return error.reason
             if self.dead:

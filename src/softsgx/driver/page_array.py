@@ -49,6 +49,10 @@ class PageRun:
         self.vm_max_prot = vm_max_prot
         self.type = page_type
 
+    def evicted(self, page: int) -> bool:
+        """Tell whether a page of the run is out."""
+        return self.epc[page - self.first] < 0
+
     def resident(self, first: int, end: int, leaving: set[int]) -> Iterator[tuple[int, int]]:
         """Give the parts of [first, end) that are in the EPC to stay; ``leaving`` are addresses."""
         start = -1

@@ -56,7 +56,8 @@ class Reclaimer:
         self._encls: dict[int, Encl] = {}
         # Enclaves that die rather than be swapped, the one with the oldest page first.
         self._killable: dict[Encl, None] = {}
-        self._woken = False
+        # There is work for ``background``.
+        self.woken = False
         self._batch_under_way = False
         # A batch has stayed because an address space would not let it go: another time it may.
         self._refused = False
@@ -108,7 +109,7 @@ class Reclaimer:
                 return False
             victim.kill("it has no backing, and another enclave needs the EPC")
         if free.free_pages < self.low:
-            self._woken = True
+            self.woken = True
         return True
 
     def transient(self, requester: "Encl") -> bool:
@@ -130,16 +131,16 @@ class Reclaimer:
 
         It begins when an allocation has left fewer than ``low`` pages, and ends at ``high``.
         """
-        if not self._woken:
+        if not self.woken:
             return False
         if self.allocator.free_pages >= self.high or not self._reclaim_batch():
-            self._woken = False
-        return self._woken
+            self.woken = False
+        return self.woken
 
     def allocated(self) -> None:
         """Look at the watermark after an allocation."""
         if self.allocator.free_pages < self.low:
-            self._woken = True
+            self.woken = True
 
     def reclaim_pages(self) -> int:
         """Evict a batch, whichever pages give way; return how many EPC pages that has freed."""
@@ -317,7 +318,8 @@ class Reclaimer:
             address = encl.base + evicted[0][0] * PAGE_SIZE
             encl.events.backing_fault(encl, address, "the backing did not take the page")
         for page, (index, contents, pcmd) in zip(pages, evicted, strict=True):
-            code = self._eldu(encl, PageIndex(page), index, contents, pcmd)
+            slot = encl.slot_of(index)
+            code = self._eldu(encl, PageIndex(page), index, slot, contents, pcmd)
             if code:
                 raise RuntimeError(f"ELDU of what EWB has just sealed returned {code}")
         self.policy.young(page for page in pages if page != encl.secs_page)
@@ -339,22 +341,23 @@ class Reclaimer:
             # What made room may have evicted it just now.
             if self.allocator.free_pages < 2:
                 raise EpcExhausted("no EPC page for the SECS")
-            self._load(encl, encl.secs_index)
+            self._load(encl, encl.secs_index, encl.slot_of(encl.secs_index))
         # While the room was made, somebody else may have loaded the page, or ended the enclave.
-        if encl.is_evicted(index):
+        slot = encl.slot(index)
+        if slot is not None:
             if not self.allocator.free_pages:
                 raise EpcExhausted(f"no EPC page for page {index:#x}")
-            self._load(encl, index)
+            self._load(encl, index, slot)
         self.allocated()
 
-    def _load(self, encl: "Encl", index: int) -> None:
+    def _load(self, encl: "Encl", index: int, slot: int) -> None:
         try:
             contents, pcmd = encl.backing.load(index)
         except BackingFault as fault:
             self._load_failed(encl, index, str(fault))
             raise DriverError(errno.EFAULT, str(fault)) from fault
         page = PageIndex(self.allocator.allocate_page())
-        code = self._eldu(encl, page, index, contents, pcmd)
+        code = self._eldu(encl, page, index, slot, contents, pcmd)
         if code:
             self.allocator.free(page)
             reason = f"ELDU of page {index:#x} returned {code}: the store has not what was written"
@@ -378,9 +381,11 @@ class Reclaimer:
         if encl.backing.gone:
             encl.kill("its backing is gone")
 
-    def _eldu(self, encl: "Encl", page: PageIndex, index: int, contents: bytes, pcmd: bytes) -> str:
+    def _eldu(
+        self, encl: "Encl", page: PageIndex, index: int, slot: int, contents: bytes, pcmd: bytes
+    ) -> str:
         """ELDU to a free EPC page; the name of what it returned, or of its fault, "" if it is loaded."""
-        number, slot = divmod(encl.slot_of(index), VA_SLOTS)
+        number, slot = divmod(slot, VA_SLOTS)
         is_secs = index == encl.secs_index
         try:
             code = eldu_page(

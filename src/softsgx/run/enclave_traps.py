@@ -126,7 +126,12 @@ class EnclaveTraps:
             unforce(tracee, n.SIGBUS)
         elif handler_of(tracee.process.actions.get(n.SIGBUS)) == SIG_IGN:
             tracee.fault_reset |= bit(n.SIGBUS)
-        resume(tracee)
+        # A walk through what is out stops again at the next page.
+        tracee.trapped = True
+        if tracee.borrowed:
+            resume(tracee)
+        else:
+            tracee.go_on()
         return True
 
     @staticmethod

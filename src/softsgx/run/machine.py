@@ -96,6 +96,11 @@ class Machine:
         """Do a batch of ksgxd's work if there is any; tell whether there is more."""
         return self._platform.driver.reclaimer.background()
 
+    @property
+    def reclaiming(self) -> bool:
+        """Whether there is any of ksgxd's work."""
+        return self._platform.driver.reclaimer.woken
+
     def open_node(self, tracee: "Tracee", node: str, flags: int) -> int:
         """Open a device node for a program; give our descriptor of the file."""
         # What the program has closed by now has no descriptors of ours any more.

@@ -55,12 +55,12 @@ def brought_in(tracee: Tracee, address: int) -> bool:
 
 def missing(tracee: Tracee, address: int) -> bool:
     """Tell whether a SIGBUS is nobody's: the page was evicted, or was on its way out, and is there again."""
+    if brought_in(tracee, address):
+        return True
     enclaves = tracee.mm.enclaves
     vma = enclaves.find(address) if enclaves is not None else None
     if enclaves is None or vma is None:
         return False
-    if brought_in(tracee, address):
-        return True
     page = address & -n.PAGE_SIZE
     run = vma.file.encl.page_array.find(page // n.PAGE_SIZE)
     if (

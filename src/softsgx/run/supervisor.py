@@ -173,7 +173,8 @@ class Supervisor:
             if tracee is not None:
                 tracee.trapped = False
                 tracee.greenlet.switch(status)
-                trapped = tracee.trapped
+                # Who sleeps until the next stop does nothing else meanwhile.
+                trapped = tracee.trapped and not self._reclaiming
                 if self._ready:
                     # A new thread's first stop; or who pauses, which is no reason to look no further.
                     return True
@@ -220,6 +221,10 @@ class Supervisor:
                 self._tracees,
             )
         return self._machine
+
+    @property
+    def _reclaiming(self) -> bool:
+        return self._machine is not None and self._machine.reclaiming
 
     def _kind_of(self, tracee: Tracee, fd: int) -> str | None:
         return self._machine.files.kind_of(tracee, fd) if self._machine is not None else None

@@ -131,7 +131,8 @@ class Tracee:
         self.held: list[tuple[int, bytes]] = []  # signals that it blocks, sent while it was inside
         self.record_slot = -1
         self.watched: object = None  # the enclave whose CPUID instructions stop the thread
-        self.trapped = False  # its last stop was an ENCLU or a CPUID: it will stop again at once
+        # Its last stop was an ENCLU, a CPUID, or a page that was out: it will stop again at once.
+        self.trapped = False
         self.borrowing = False  # the thread carries out a call for us
         self.lent = -1  # the supervisor's descriptor that a call of ours asks for
         self.replaced = False  # and an exec came in between, whose stop is still to be handled
