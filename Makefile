@@ -7,6 +7,7 @@
 # make programs  real programs, with and without softsgx run; INSTALL=1 lets apt-get bring them
 # make chaos     programs that are disturbed by signals, for ten minutes or SECONDS=...; SEED=... RUN=...
 #                repeats what was decided for one
+# make kills     a thousand supervisors, or KILLS=..., killed while pages of enclaves come and go; SEED=...
 # make bench     all measurements; make bench NAME=...    one of them
 
 VENV ?= .venv
@@ -24,7 +25,7 @@ SOURCES := pyproject.toml meson.build $(shell find csrc src -type f ! -name '*.p
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint types conformance programs chaos bench clean
+.PHONY: setup demo test lint types conformance programs chaos kills bench clean
 
 setup: $(VENV)/installed
 
@@ -79,6 +80,10 @@ programs: setup
 chaos: setup
 	PATH="$(BIN):$$PATH" $(BIN)/python tests/chaos/chaos.py \
 	$(foreach name,SECONDS SEED RUN JOB TIMES,$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) '$($(name))'))
+
+kills: setup
+	PATH="$(BIN):$$PATH" $(BIN)/python tests/chaos/kills.py \
+	$(foreach name,KILLS SEED KILL,$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) '$($(name))'))
 
 # A name that is given and empty is a mistake, which bench.py tells from none.
 bench: setup

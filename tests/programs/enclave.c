@@ -309,6 +309,9 @@ void enclave_main(struct op *op, u64 *record)
 	case OP_TOUCH:
 		touch(op);
 		break;
+	case OP_WATCH:
+		watch((const volatile u64 *)op->a, op->b, (struct watched *)op->c);
+		break;
 	case OP_JUMP:
 		((void (*)(void))op->a)();
 		op->out[0] = 1;

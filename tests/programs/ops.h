@@ -35,6 +35,7 @@
 #define OP_HASH 25            /* out[0] = a hash of the b bytes at a, out[1] = their sum */
 #define OP_SORT 26            /* sort the b bytes at a as u64; as many bytes behind them are scratch */
 #define OP_TOUCH 27           /* read a word of each of the b bytes' pages at a, c times over */
+#define OP_WATCH 28           /* read the b bytes at a until a word is 0; *(struct watched *)c tells */
 
 #define TCS_ONE_FRAME 8       /* index of the TCS with NSSA = 1; the others have 2 */
 
@@ -74,6 +75,21 @@ static inline unsigned long next_word(unsigned long word)
 static inline unsigned long mix_word(unsigned long hash, unsigned long word)
 {
 	return (hash ^ word) * 0x9e3779b97f4a7c15;
+}
+
+/* What a watcher has seen: how often all words were there, and the address of the first that was 0. */
+struct watched {
+	volatile unsigned long turns, zero_at;
+};
+
+static inline void watch(const volatile unsigned long *word, unsigned long length, struct watched *seen)
+{
+	for (;; seen->turns++)
+		for (unsigned long i = 0; i < length / 8; i++)
+			if (!word[i]) {
+				seen->zero_at = (unsigned long)&word[i];
+				return;
+			}
 }
 
 struct op {
