@@ -4,6 +4,7 @@
 import errno
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,12 @@ def key() -> Any:
     from cryptography.hazmat.primitives.asymmetric import rsa  # noqa: PLC0415
 
     return rsa.generate_private_key(public_exponent=3, key_size=3072)
+
+
+@pytest.fixture(scope="session")
+def bench_of(key: Any) -> Any:
+    """Give what makes a Bench of any platform."""
+    return partial(Bench, key=key)
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ from softsgx.driver.legacy_ioctl import INTEL_LEPUBKEYHASH
 from softsgx.driver.nodes import DCAP_1_5, ISGX, LEGACY, MAINLINE, V16
 from softsgx.driver.platform import Platform
 from softsgx.driver.state import State
-from softsgx.errors import DriverError, SoftsgxError
+from softsgx.errors import DriverError, Fault, SoftsgxError
 from softsgx.image.measurement import Measurement
 
 R, W, X = 1, 2, 4
@@ -73,10 +73,15 @@ def driver(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=[True, False], ids=["queued", "direct"])
+def queue(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
 @pytest.fixture
-def platform(driver: str) -> Iterator[Platform]:
+def platform(driver: str, queue: bool) -> Iterator[Platform]:
     model = Model(256 * PAGE_SIZE, XCR0)
-    with Platform(model=model, state=State.temporary(), driver=driver) as platform:
+    with Platform(model=model, state=State.temporary(), driver=driver, queue=queue) as platform:
         yield platform
 
 
@@ -651,18 +656,42 @@ def test_an_enclave_that_ends_between_the_copies_and_the_add(bench: Any, built: 
     assert bench.free == bench.driver.epc.total
 
 
-def test_the_eadd_of_a_page_that_fails_ends_the_enclave(bench: Any, mapped: Any) -> None:
+direct = pytest.mark.parametrize("queue", [False])
+
+
+@direct
+def test_a_full_epc_is_told_by_add_page_and_ends_nothing(bench: Any, mapped: Any) -> None:
     mapped.create(bench.secs())
     held = bench.driver.epc.allocate_run(bench.free)
     assert refused(add, mapped, HOLE) == "ENOMEM"
-    assert mapped.mapping.encl.dead
-    assert refused(mapped.init, bench.sigstruct(bytes(32))) == "EFAULT"
     bench.driver.epc.free(*held)
+    assert add(mapped, HOLE) == 0
+
+
+@direct
+def test_an_eadd_that_fails_is_told_by_add_page(
+    bench: Any, mapped: Any, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapped.create(bench.secs())
+
+    def fails(*_: Any) -> int:
+        raise Fault.gp("as no page that was judged before it does")
+
+    monkeypatch.setattr("softsgx.driver.encl.eadd_pages", fails)
+    assert refused(add, mapped, HOLE) == "EFAULT"
+    # v16 ends the enclave, the others find out at INIT.
+    assert mapped.mapping.encl.dead is (driver == V16)
+    if driver == V16:
+        assert refused(mapped.init, bench.good_sigstruct()) == "EFAULT"
+    else:
+        assert mapped.init(bench.good_sigstruct()) == LeafCode.INVALID_MEASUREMENT
 
 
 def test_the_stats_count_an_enclave_once(bench: Any) -> None:
     driver = bench.driver
     built = bench.build_mapped()
+    while driver.background():
+        pass
     assert driver.stats.total().resident == driver.epc.total - bench.free
     assert driver.stats.total().added == 6
     built.close()

@@ -2,7 +2,8 @@
 """Where evicted pages go: the backing store of one enclave (kernel: the backing parts of encl.c).
 
 Owns the layout of a store and the anonymous file that the driver itself provides.  What is in a store
-is ciphertext and its PCMDs: who reads it learns nothing, who changes it is found out by ELDU's MAC.
+is ciphertext and its PCMDs: who reads it learns nothing, who changes it is found out by ELDU's MAC.  Only
+what an older driver's ADD_PAGE has queued lies there as it was given (add_page_queue.py).
 
 Layout: the contents of page ``index`` = (address - base) / 4096 lie at index * 4096, those of the SECS
 behind the last page's, at size; its PCMD at index * 128 from the start of the PCMDs, which begin behind

@@ -33,6 +33,7 @@ from softsgx.errors import DriverError, SoftsgxError
 
 if TYPE_CHECKING:
     from softsgx.cpu.processor import Processor
+    from softsgx.driver.add_page_queue import AddPageWorker
     from softsgx.driver.encl_stats import EnclEvents
     from softsgx.driver.legacy import LegacyFile
     from softsgx.driver.task import Task
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 class Driver:
     """One of the SGX drivers over one processor: mainline's by default, another by its name.
 
-    ``backing`` makes the store of each enclave whose program chooses none; the driver closes it.
+    ``backing`` makes the store of each enclave whose program chooses none; the driver closes it.  Without
+    ``queue`` the ADD_PAGE of the older drivers adds by itself.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class Driver:
         backing: DefaultStore | None = None,
         name: str = MAINLINE,
         policy: Policy | None = None,
+        *,
+        queue: bool = True,
     ) -> None:
         self.processor = processor
         self.name = name
@@ -60,6 +64,19 @@ class Driver:
         self.reclaimer = Reclaimer(processor, self.epc, policy or TwoQueues(processor.epc.pages))
         self.stats = DriverStats()
         self.events: EnclEvents | None = None
+        self._queue = queue
+        # What adds the pages that ADD_PAGE has queued, from the first open of a node that has it.
+        self.add_page_worker: AddPageWorker | None = None
+
+    def background(self) -> bool:
+        """Do some of the work that waits for an idle moment, if there is any; tell whether there is more.
+
+        That is ksgxd's and the worker's which adds queued pages.
+        """
+        more = self.reclaimer.background()
+        if self.add_page_worker is not None:
+            more |= self.add_page_worker.background()
+        return more
 
     def open(self, kind: str) -> "DeviceFile":
         """Open a node by its kind."""
@@ -71,8 +88,12 @@ class Driver:
         """Open the node of a driver that finds an enclave by its address; SoftsgxError if this one does not."""
         if self.name not in LEGACY:
             raise SoftsgxError(f"the driver {self.name} has enclave files: open_enclave")
-        from softsgx.driver.legacy import LegacyFile  # noqa: PLC0415  (few runs want it)
+        # Few runs want them.
+        from softsgx.driver.add_page_queue import AddPageWorker  # noqa: PLC0415
+        from softsgx.driver.legacy import LegacyFile  # noqa: PLC0415
 
+        if self._queue and self.add_page_worker is None:
+            self.add_page_worker = AddPageWorker()
         return LegacyFile(self)
 
     def open_enclave(self) -> "EnclaveFile":

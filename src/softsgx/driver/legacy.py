@@ -15,6 +15,7 @@ from softsgx.arch.secinfo import PAGE_SIZE
 from softsgx.cpu.memory import HeldElrange
 from softsgx.cpu.model import MAX_ENCLAVE_SIZE_64
 from softsgx.driver import vma
+from softsgx.driver.add_page_queue import AddPageQueue
 from softsgx.driver.elrange import MemfdElrange
 from softsgx.driver.legacy_encl import IsgxEncl, LegacyEncl
 from softsgx.driver.legacy_ioctl import legacy_ioctl
@@ -82,7 +83,10 @@ class LegacyFile:
 
 def _new_encl(driver: "Driver", elrange: "Elrange") -> LegacyEncl:
     encl_type = LegacyEncl if driver.name == V16 else IsgxEncl
-    return encl_type(driver.processor, driver.reclaimer, elrange, driver.stores)
+    encl = encl_type(driver.processor, driver.reclaimer, elrange, driver.stores)
+    if driver.add_page_worker is not None:
+        encl.queue = AddPageQueue(encl, driver.add_page_worker)
+    return encl
 
 
 class LegacyMapping:

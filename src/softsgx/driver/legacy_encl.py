@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The enclave object of the drivers that find an enclave by its address (v16's encl.c).
 
-Owns what Encl owns.  Pages come one at a time and are judged before EADD sees them; a page's chunks of
-256 bytes are measured one by one, as the caller chooses.
+Owns what Encl owns, and the queue of pages that wait for EADD.  Pages come one at a time and are judged
+before EADD sees them; a page's chunks of 256 bytes are measured one by one, as the caller chooses.
 """
 
 import errno
@@ -22,9 +22,10 @@ from softsgx.arch.secinfo import (
 from softsgx.arch.structures import Secinfo, Tcs
 from softsgx.cpu.encls import eextend
 from softsgx.cpu.epc import Epc
+from softsgx.driver.add_page_queue import AddPageQueue
 from softsgx.driver.epcm_encl import EpcmEncl
 from softsgx.driver.task import LocalTask
-from softsgx.errors import DriverError
+from softsgx.errors import DriverError, Fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,13 +37,12 @@ ALL_CHUNKS = 0xFFFF
 
 
 class PageRequest:
-    """A page to be added: its address, its 4096 bytes, SECINFO.FLAGS, the chunks to be measured."""
+    """A page to be added: its address, SECINFO.FLAGS, the chunks to be measured (struct sgx_add_page_req)."""
 
-    __slots__ = ("addr", "data", "mrmask", "secinfo_flags")
+    __slots__ = ("addr", "mrmask", "secinfo_flags")
 
-    def __init__(self, addr: int, data: bytes, secinfo_flags: int, mrmask: int) -> None:
+    def __init__(self, addr: int, secinfo_flags: int, mrmask: int) -> None:
         self.addr = addr
-        self.data = data
         self.secinfo_flags = secinfo_flags
         self.mrmask = mrmask
 
@@ -62,49 +62,73 @@ class LegacyEncl(EpcmEncl):
 
     # What ADD_PAGE says of one that has ended: v16 looks before it has a VA page, the others afterwards.
     dead_errno = errno.EFAULT
+    # The worker's failure ends it.
+    ends_with_worker = True
+    # None where ADD_PAGE adds by itself.
+    queue: AddPageQueue | None = None
+    _ended_for = ""
 
     def touchable(self, start: int, end: int, prot: int) -> list[tuple[int, int, int]]:
         """Return what a VMA gives its owner, as Encl does: of an enclave that is about to end, nothing."""
         return [] if self.dead else super().touchable(start, end, prot)
 
-    def check_page(self, request: PageRequest, secinfo: bytes) -> None:
+    def add_page(self, request: PageRequest, data: bytes, task: "Task") -> None:
+        """Take a page whose SECINFO is valid (sgx_encl_add_page), and EADD it now or later; DriverError."""
+        self.check_page(request, data)
+        if self.queue is not None:
+            self.queue.put(request, data, task)
+            return
+        try:
+            self.add_now([request], data, task)
+        except (DriverError, Fault) as error:
+            if isinstance(error, DriverError) and error.errno in (errno.ENOMEM, errno.EINTR):
+                # Nothing of the page is there, and it can be added again.
+                raise
+            self.worker_failed(str(error))
+            raise DriverError(errno.EFAULT, str(error)) from error
+
+    def flush(self, task: "Task") -> None:
+        """Add what is queued; may suspend the caller.  DriverError ENOMEM, EINTR: some still is."""
+        if self.queue is not None:
+            self.queue.flush(task)
+
+    def check_page(self, request: PageRequest, data: bytes) -> None:
         """Judge a page before it is added; DriverError with the errno that the state or the page gives."""
-        validate_secinfo(secinfo)
-        self.check_tcs(request)
+        self.check_tcs(request, data)
         if self.dead:
-            raise DriverError(self.dead_errno, "the enclave is dead")
+            raise DriverError(self.dead_errno, self.end_reason)
         if self.initialized:
             raise DriverError(errno.EINVAL, "the enclave is initialized already")
-        if self.page_array.find(request.addr // PAGE_SIZE) is not None:
+        queued = self.queue is not None and self.queue.has(request.addr)
+        if queued or self.page_array.find(request.addr // PAGE_SIZE) is not None:
             raise DriverError(errno.EEXIST, f"page {request.addr:#x} is present already")
 
-    def check_tcs(self, request: PageRequest) -> None:
+    def check_tcs(self, request: PageRequest, data: bytes) -> None:
         """Judge the contents of a TCS, and no other page (sgx_validate_tcs); DriverError EINVAL."""
         if request.secinfo_flags & SECINFO_PAGE_TYPE == SECINFO_TCS:
-            problem = _tcs_problem(request.data, self.size)
+            problem = _tcs_problem(data, self.size)
             if problem:
                 raise DriverError(errno.EINVAL, f"TCS.{problem}")
 
-    def add_now(self, requests: list[PageRequest], caller: "Task | None") -> None:
-        """EADD and EEXTEND neighbouring pages of one kind; DriverError, and some may be there then.
+    def add_now(self, requests: list[PageRequest], data: bytes, caller: "Task | None") -> int:
+        """EADD and EEXTEND neighbouring pages of one kind and return how many, at least one; DriverError.
 
         ``caller`` waits for EPC pages that others are about to give up; None for who cannot wait.
         """
         first = requests[0]
         buffer = _KernelBuffer(caller)
-        with buffer.placed(b"".join(request.data for request in requests)) as source:
-            done = 0
-            while done < len(requests):
-                done += self.add_run(
-                    buffer,
-                    first.addr - self.base + done * PAGE_SIZE,
-                    source + done * PAGE_SIZE,
-                    len(requests) - done,
-                    first.secinfo_flags,
-                    first.mrmask == ALL_CHUNKS,
-                )
+        with buffer.placed(data) as source:
+            added = self.add_run(
+                buffer,
+                first.addr - self.base,
+                source,
+                len(requests),
+                first.secinfo_flags,
+                first.mrmask == ALL_CHUNKS,
+            )
         if first.mrmask not in (0, ALL_CHUNKS):
             self._extend(first)
+        return added
 
     def _extend(self, request: PageRequest) -> None:
         page = self.translate(request.addr)
@@ -115,6 +139,33 @@ class LegacyEncl(EpcmEncl):
         for chunk in _chunks(request.mrmask):
             eextend(self.cpu, Epc.address(self.created_secs()), Epc.address(page) + chunk)
 
+    @property
+    def free_epc_pages(self) -> int:
+        """How many EPC pages are free."""
+        return self._allocator.free_pages
+
+    @property
+    def may_have_room_later(self) -> bool:
+        """Whether EPC pages that cannot give way now may do so without anybody's end."""
+        return self._reclaimer.transient(self)
+
+    @property
+    def end_reason(self) -> str:
+        """Why the enclave has ended, in words."""
+        return "the enclave is dead" + self._ended_for
+
+    def worker_failed(self, reason: str) -> None:
+        """Hear that a page that ADD_PAGE has taken could not be added."""
+        self._ended_for = f": a page could not be added, {reason}"
+        if self.ends_with_worker:
+            self.destroy()
+
+    def destroy(self) -> None:
+        """End the enclave as Encl does; what is queued goes with it."""
+        if self.queue is not None:
+            self.queue.clear()
+        super().destroy()
+
 
 class _KernelBuffer(LocalTask):
     """The driver's own memory as the source of pages."""
@@ -123,15 +174,20 @@ class _KernelBuffer(LocalTask):
         super().__init__()
         self._caller = caller
 
+    def signal_pending(self) -> bool:
+        """Tell whether the caller has a signal to handle."""
+        return self._caller is not None and self._caller.signal_pending()
+
     def pause(self) -> bool:
         """Let the caller wait."""
         return self._caller is not None and self._caller.pause()
 
 
 class IsgxEncl(LegacyEncl):
-    """One enclave of isgx or DCAP 1.5."""
+    """One enclave of isgx or DCAP 1.5, which finds out at INIT that pages are missing."""
 
     dead_errno = errno.EINVAL
+    ends_with_worker = False
 
 
 def _chunks(mrmask: int) -> "Iterator[int]":

@@ -30,7 +30,7 @@ from softsgx.arch.legacy_ioctl import (
 from softsgx.arch.secinfo import PAGE_SIZE, SECINFO_R, SECINFO_RWX, SECINFO_W
 from softsgx.arch.structures import Einittoken, Secinfo, Secs, Sigstruct
 from softsgx.driver.launch import NO_TOKEN, launch, signer_hash
-from softsgx.driver.legacy_encl import PageRequest
+from softsgx.driver.legacy_encl import PageRequest, validate_secinfo
 from softsgx.driver.nodes import DCAP_1_5, ISGX, V16
 from softsgx.driver.uaccess import copy_from_user, copy_some_from_user
 from softsgx.driver.validate_secs import ISGX_RULES, V16_RULES, validate_secs
@@ -150,15 +150,9 @@ def _add_page(add: EnclaveAddPage, task: "Task") -> int:
     data, left = copy_some_from_user(task, add.src, PAGE_SIZE)
     if left:
         return left
-    request = PageRequest(add.addr, data, Secinfo.decode(secinfo).flags, add.mrmask)
-    encl.check_page(request, secinfo)
-    try:
-        encl.add_now([request], task)
-    except DriverError as error:
-        # As what the worker fails at: the enclave is not what its builder wanted any more.
-        encl.destroy()
-        failed = errno.ENOMEM if error.errno == errno.ENOMEM else errno.EFAULT
-        raise DriverError(failed, error.reason) from error
+    validate_secinfo(secinfo)
+    request = PageRequest(add.addr, Secinfo.decode(secinfo).flags, add.mrmask)
+    encl.add_page(request, data, task)
     return 0
 
 
@@ -174,7 +168,7 @@ def _init_v16(init: EnclaveInitAt, task: "Task") -> int:
         # `ret = EINVAL`.
         return errno.EINVAL
     encl = _encl_at(task, init.addr)
-    return _launch(encl, sigstruct, signer_hash(css.modulus), fatal=True)
+    return _launch(encl, task, sigstruct, signer_hash(css.modulus), fatal=True)
 
 
 def _init_isgx(init: EnclaveInitByToken, task: "Task") -> int:
@@ -197,7 +191,7 @@ def _init_isgx(init: EnclaveInitByToken, task: "Task") -> int:
         or encl.attributes & ATTRIBUTE_EINITTOKENKEY
     ):
         lepubkeyhash = signer_hash(Sigstruct.decode(sigstruct).modulus)
-    return _launch(encl, sigstruct, lepubkeyhash, einittoken)
+    return _launch(encl, task, sigstruct, lepubkeyhash, einittoken)
 
 
 def _init_dcap(init: EnclaveInitAt, task: "Task") -> int:
@@ -208,21 +202,23 @@ def _init_dcap(init: EnclaveInitAt, task: "Task") -> int:
     refused = encl.attributes & ~encl.attributes_mask
     if refused:
         raise DriverError(errno.EACCES, f"SECS.ATTRIBUTES {refused:#x} have not been granted")
-    return _launch(encl, sigstruct, signer_hash(Sigstruct.decode(sigstruct).modulus))
+    return _launch(encl, task, sigstruct, signer_hash(Sigstruct.decode(sigstruct).modulus))
 
 
 def _launch(
     encl: "LegacyEncl",
+    task: "Task",
     sigstruct: bytes,
     lepubkeyhash: bytes,
     einittoken: bytes = NO_TOKEN,
     *,
     fatal: bool = False,
 ) -> int:
+    encl.flush(task)
     if encl.initialized:
         return 0
     if encl.dead:
-        raise DriverError(errno.EFAULT, "the enclave is dead")
+        raise DriverError(errno.EFAULT, encl.end_reason)
     try:
         code = launch(encl, sigstruct, lepubkeyhash, einittoken)
     except Fault as fault:

@@ -34,7 +34,8 @@ class Platform:
     made of ``epc`` and ``xcr0`` by default, else its EPC size counts; ``state`` is where its identity
     lives, the user's own by default; ``backing`` makes the stores of enclaves whose program chooses none,
     by default anonymous files; ``driver`` is the name of a driver (driver/nodes.py); ``policy`` says which
-    page gives way when the EPC is full, by its name or as an object (driver/policy.py).
+    page gives way when the EPC is full, by its name or as an object (driver/policy.py); without ``queue``
+    the ADD_PAGE of the older drivers adds by itself (driver/add_page_queue.py).
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Platform:
         backing: DefaultStore | None = None,
         driver: str = MAINLINE,
         policy: str | Policy = "2q",
+        queue: bool = True,
     ) -> None:
         nodes_of(driver)  # which says what is wrong with the name
         model = Model(epc, xcr0) if model is None else model
@@ -54,7 +56,7 @@ class Platform:
         self.processor = Processor(model, self.state.identity(), model.epc_bytes // PAGE_SIZE)
         if isinstance(policy, str):
             policy = policy_named(policy, self.processor.epc.pages)
-        self.driver = Driver(self.processor, backing, driver, policy)
+        self.driver = Driver(self.processor, backing, driver, policy, queue=queue)
         self._enclaves: list[LocalEnclave | MappedEnclave] = []
 
     def open_enclave(self) -> LocalEnclave:

@@ -92,9 +92,9 @@ class Machine:
         self.keeper.close()
         self._platform.close()
 
-    def reclaim(self) -> bool:
-        """Do a batch of ksgxd's work if there is any; tell whether there is more."""
-        return self._platform.driver.reclaimer.background()
+    def background(self) -> bool:
+        """Do a batch of the driver's own work if there is any; tell whether there is more."""
+        return self._platform.driver.background()
 
     @property
     def reclaiming(self) -> bool:

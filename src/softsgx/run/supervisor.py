@@ -128,7 +128,7 @@ class Supervisor:
             while self._tracees:
                 waited = self._reap(waiter)
                 if not waited and self._machine is not None:
-                    waited = self._machine.reclaim()
+                    waited = self._machine.background()
                 if not waited:
                     self._job.stop_with_program()
                 # Who pauses is asked again when anything has happened, or soon.
