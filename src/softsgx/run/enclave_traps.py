@@ -7,8 +7,10 @@ Owns nothing; works on the stopped thread. Loaded once a program of the run asks
 import struct
 
 from softsgx.arch.exceptions import (
+    PFEC_I,
     PFEC_P,
     PFEC_SGX,
+    PFEC_U,
     VECTOR_AC,
     VECTOR_BP,
     VECTOR_DB,
@@ -66,6 +68,10 @@ def _lp(tracee: Tracee) -> LogicalProcessor:
     if tracee.lp is None:
         raise RuntimeError(f"thread {tracee.tid} has never been inside an enclave")
     return tracee.lp
+
+
+def _was_killed(lp: LogicalProcessor) -> bool:
+    return lp.thread is not None and lp.thread.abandoned is not None
 
 
 def _in_elrange(lp: LogicalProcessor, address: int) -> bool:
@@ -325,6 +331,16 @@ class EnclaveTraps:
         if not _in_elrange(lp, regs.rip):
             # The enclave jumped out without EEXIT: the first fetch would have been refused.
             return Event(VECTOR_GP, 0, 0), n.SIGSEGV, siginfo(n.SIGSEGV, SI_KERNEL, 0)
+        if _was_killed(lp) and not (
+            signal == n.SIGBUS or (signal == n.SIGSEGV and code != SI_KERNEL)
+        ):
+            # The enclave was killed when the thread had stopped already: what it stopped at is gone,
+            # and cannot be fetched again.
+            return (
+                Event(VECTOR_PF, PFEC_U | PFEC_I, regs.rip),
+                n.SIGBUS,
+                siginfo(n.SIGBUS, page_faults.BUS_ADRERR, regs.rip & _PAGE_MASK),
+            )
         aep = lp.quads[_AEP]
         illegal = n.SIGILL, siginfo(n.SIGILL, _ILL_ILLOPN, aep)
         if signal == n.SIGSEGV and code == SI_KERNEL:
