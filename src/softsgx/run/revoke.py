@@ -49,10 +49,6 @@ class Revocation:
         self._enclaves.block_watched(self._encl, self._spans)
         self.done = True
 
-    def refuse(self) -> None:
-        """Hear that the address space is stopped, and nobody can do it now."""
-        self.refused = self.done = True
-
 
 class Revoker:
     """Carries out revocations; ``tracees`` is the supervisor's own table."""

@@ -325,10 +325,12 @@ class Supervisor:
         elif number in GROUP_STOPS:
             if self._stands_for_first(tracee):
                 self._job.on_program_stop(number)
-            revocations, tracee.revocations = tracee.revocations, []
-            for revocation in revocations:
-                revocation.refuse()
-            ptrace.listen(tracee.tid)
+            if tracee.revocations:
+                # It joins the stop again when it has done that.
+                ptrace.interrupt(tracee.tid)
+                self._carry_out_revocations(tracee)
+            else:
+                ptrace.listen(tracee.tid)
         else:
             self._on_first_stop(tracee)
 
@@ -473,11 +475,15 @@ class Supervisor:
             tracee.finish_call(0)
             return
         if tracee.revocations:
-            from softsgx.run import revoke  # noqa: PLC0415  # loaded with the first enclave
-
-            revoke.carry_out(tracee)
+            self._carry_out_revocations(tracee)
             return
         tracee.go_on()
+
+    @staticmethod
+    def _carry_out_revocations(tracee: Tracee) -> None:
+        from softsgx.run import revoke  # noqa: PLC0415  # loaded with the first enclave
+
+        revoke.carry_out(tracee)
 
     def _on_exec(self, tracee: Tracee) -> None:
         process = tracee.process
