@@ -26,7 +26,11 @@ class FakeEnclave:
         self.first = first
         self.encl = self
         self.mm_list: list[object] = []
+        self.dead = False
         self.ends_unmapped = False
+
+    def zapped(self, mm: object) -> None:
+        """Hear what an address space tells a killed enclave."""
 
     def translate(self, address: int) -> int | None:
         at = (address - BASE) // PAGE
@@ -118,7 +122,7 @@ class AgainstPages(RuleBasedStateMachine):
 
     @rule()
     def go_on_as_the_child(self) -> None:
-        child = self.map.fork()
+        child = self.map.fork(alone=True)
         assert not child.watched
         self.map = child
         self.pages = {page: known for page, known in self.pages.items() if not known.dontfork}

@@ -35,6 +35,7 @@ class MemfdElrange:
 
     def __init__(self, kind: str = ENCLAVE) -> None:
         self.place: Callable[[int, bytes | bytearray | memoryview], bool] | None = None
+        self._kept: list[tuple[int, int]] | None = None
         self.fd = os.memfd_create(f"sgx_{kind}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, ELRANGE_SIZE)
@@ -91,10 +92,24 @@ class MemfdElrange:
         """Make [address, address + length) a hole; both are multiples of the page size."""
         if address % _PAGE_SIZE or length % _PAGE_SIZE:
             raise ValueError(f"{address:#x}+{length:#x} is not page aligned")
+        if self._kept is not None:
+            self._kept.append((address, length))
+            return
         mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
         if length and _libc.fallocate(self.fd, mode, address, length):
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), "sgx_enclave")
+
+    def keep(self) -> None:
+        """Keep the contents of what is discarded from now on, until ``discard_kept``."""
+        self._kept = []
+
+    def discard_kept(self) -> None:
+        """Make holes of what was kept."""
+        kept, self._kept = self._kept, None
+        if kept is not None and self.fd >= 0:
+            for address, length in kept:
+                self.discard(address, length)
 
     def close(self) -> None:
         """Give the driver's descriptor back; the program's own keep the memory alive."""

@@ -17,7 +17,7 @@ from softsgx.cpu.epc import EPC_BASE, Epc, PageIndex
 from softsgx.cpu.memory import Elrange, HeldMemory
 from softsgx.cpu.transition import abandon
 from softsgx.driver.backing import Backing, NoBacking, store_size
-from softsgx.driver.elrange import ELRANGE_SIZE
+from softsgx.driver.elrange import ELRANGE_SIZE, MemfdElrange
 from softsgx.driver.encl_stats import EnclStats
 from softsgx.driver.page_array import PageArray, PageRun, neighbours, page_type, vm_max_prot
 from softsgx.driver.stores import Stores
@@ -79,6 +79,7 @@ class Encl:
         # What tells its pages from those of other enclaves, in the upper bits.
         self.serial = 0
         self.mm_list: list[EnclMm] = []
+        self._unzapped: set[EnclMm] = set()  # that can still reach the pages of a killed enclave
         # Pages that are on their way out, by address; one that is touched before it is blocked is taken out.
         self.reclaiming: set[int] = set()
         self.stats = EnclStats()
@@ -331,17 +332,16 @@ class Encl:
 
     def narrowed(self, start: int, end: int, prot: int) -> list[tuple[int, int, int]]:
         """Return the parts of [start, end) whose pages a VMA gives less than ``prot``, in order, with how much."""
-        return [
-            (low, high, given)
-            for low, high, run in self.page_array.parts(start, end)
-            if (given := self.page_prot(run, prot)) != prot
-        ]
+        parts = self.page_array.parts(start, end)
+        return [(at, to, p) for at, to, run in parts if (p := self.page_prot(run, prot)) != prot]
 
     def touchable(self, start: int, end: int, prot: int) -> list[tuple[int, int, int]]:
         """Return the parts of [start, end) of which a VMA of ``prot`` gives its owner anything, in order, with what.
 
-        Its pages are present; of a TCS the processor keeps the contents to itself.
+        Its pages are present; a TCS's contents are the processor's. Of one that is dead, or about to be, none.
         """
+        if self.dead:
+            return []
         first, last = start // PAGE_SIZE, -(-end // PAGE_SIZE)
         return [
             (low * PAGE_SIZE, high * PAGE_SIZE, given)
@@ -430,7 +430,17 @@ class Encl:
         self.dead = True
         if self.secs_page is not None:
             abandon(self.cpu.enclaves[self.secs_page])
+        # A mapping that lets a hole be touched gives zeros.
+        self._unzapped = {mm for mm in self.mm_list if not mm.zap(self)}
+        if self._unzapped and isinstance(self.elrange, MemfdElrange):
+            self.elrange.keep()
         self._free_all()
+
+    def zapped(self, mm: "EnclMm") -> None:
+        """Hear that the pages are out of an address space's reach; they become holes with the last one."""
+        self._unzapped.discard(mm)
+        if not self._unzapped and isinstance(self.elrange, MemfdElrange):
+            self.elrange.discard_kept()
 
     def load_page_in_vma(self, address: int, vma_prot: int) -> str | None:
         """Answer a fault in a VMA of protection ``vma_prot``: None if the page may be mapped, else why it is SIGBUS.

@@ -68,10 +68,6 @@ class LegacyEncl(EpcmEncl):
     queue: AddPageQueue | None = None
     _ended_for = ""
 
-    def touchable(self, start: int, end: int, prot: int) -> list[tuple[int, int, int]]:
-        """Return what a VMA gives its owner, as Encl does: of an enclave that is about to end, nothing."""
-        return [] if self.dead else super().touchable(start, end, prot)
-
     def add_page(self, request: PageRequest, data: bytes, task: "Task") -> None:
         """Take a page whose SECINFO is valid (sgx_encl_add_page), and EADD it now or later; DriverError."""
         self.check_page(request, data)

@@ -138,6 +138,13 @@ class EnclMm(Protocol):
         """
         ...
 
+    def zap(self, encl: "Encl") -> bool:
+        """Take all pages of a killed enclave out of reach, before they are holes (kernel: zap_vma_ptes).
+
+        False if that takes its time: the pages keep their contents until the enclave hears ``zapped``.
+        """
+        ...
+
 
 class LocalTask(Task):
     """The Python process as the caller: its memory is Python-held, its descriptors are a table."""

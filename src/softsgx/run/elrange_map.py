@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from softsgx.driver.driver import EnclaveFile
     from softsgx.driver.encl import Encl
     from softsgx.driver.legacy import LegacyMapping
+    from softsgx.run.revoke import Revoker
     from softsgx.run.tracee import Injector, Tracee
 
-    Revoke = Callable[["EnclaveMap", "Encl", list[tuple[int, int]]], bool]
     Mapped = EnclaveFile | LegacyMapping
     Release = Callable[[Mapped], None]
 
@@ -48,6 +48,8 @@ _PROTECT = 1
 _WRITEPROTECT = struct.Struct("<QQQ")
 _COPY = struct.Struct("<QQQQq")
 _TOP = 1 << 64
+# The protection in force of what another thread may have changed meanwhile.
+_UNKNOWN = -1
 
 # What UFFDIO_COPY copies from.
 _page = bytearray(n.PAGE_SIZE)
@@ -90,6 +92,10 @@ class EnclaveVma:
         piece.dontfork = self.dontfork
         return piece
 
+    def reaches(self, encl: "Encl") -> bool:
+        """Tell whether touching a hole of an enclave here gives zeros."""
+        return self.file.encl is encl and not self.watched and self.in_force != 0
+
     def goes_on_in(self, other: "EnclaveVma") -> bool:
         """Tell whether `other` begins where this one ends and differs in nothing else."""
         return (
@@ -109,7 +115,7 @@ class EnclaveMap:
     `release` ends what still belongs to a mapping when the address space ends.
     """
 
-    def __init__(self, revoke: "Revoke | None" = None, release: "Release | None" = None) -> None:
+    def __init__(self, revoker: "Revoker | None" = None, release: "Release | None" = None) -> None:
         self._vmas: list[EnclaveVma] = []
         self._starts: list[int] = []
         self._uffd = -1
@@ -117,7 +123,7 @@ class EnclaveMap:
         self.changing = 0  # so many changes are on their way: a fault may be due to one of them
         self.generation = 0  # counts what may make an access work that has faulted
         # Changes mappings that no userfaultfd watches, by one of the threads.
-        self._revoke = revoke
+        self._revoker = revoker
         self._release = release
 
     def __len__(self) -> int:
@@ -153,6 +159,7 @@ class EnclaveMap:
             mm_list = vma.file.encl.mm_list
             if self in mm_list:
                 mm_list.remove(self)
+            vma.file.encl.zapped(self)
         self._vmas.clear()
         self._starts.clear()
         if self._uffd >= 0:
@@ -209,14 +216,20 @@ class EnclaveMap:
             piece.dontfork = True
         self._replace(start, end, pieces)
 
-    def fork(self) -> "EnclaveMap":
-        """Give the child's map, not watched yet."""
-        child = EnclaveMap(self._revoke, self._release)
+    def fork(self, *, alone: bool) -> "EnclaveMap":
+        """Give the child's map, not watched yet.
+
+        If the thread that forks is not `alone`, another may have changed protections after the kernel's copy.
+        """
+        child = EnclaveMap(self._revoker, self._release)
+        stale = not alone or any(file.encl.dead for file in self.files())
         child.refused = self.refused
         for vma in self._vmas:
             if not vma.dontfork:
                 copy = vma.part(vma.start, vma.end)
                 copy.watched = False
+                if stale:
+                    copy.in_force = _UNKNOWN
                 child.add(copy)
         return child
 
@@ -237,7 +250,7 @@ class EnclaveMap:
         """
         if self.block_watched(encl, spans):
             return True
-        return self._revoke is not None and self._revoke(self, encl, spans)
+        return self._revoker is not None and self._revoker.revoke(self, encl, spans)
 
     def block_watched(self, encl: "Encl", spans: list[tuple[int, int]]) -> bool:
         """Take writing away where the userfaultfd watches; tell whether that is everywhere."""
@@ -252,6 +265,19 @@ class EnclaveMap:
                 else:
                     everywhere = False
         return everywhere
+
+    def zap(self, encl: "Encl") -> bool:
+        """Take a killed enclave's pages out of reach, as driver's EnclMm port wants it.
+
+        Where the userfaultfd watches they are, as soon as they are holes.
+        """
+        if not self.reaching(encl):
+            return True
+        return self._revoker is not None and self._revoker.zap(self, encl)
+
+    def reaching(self, encl: "Encl") -> list[tuple[int, int]]:
+        """Give the mappings through which holes of an enclave would be zeros."""
+        return [(vma.start, vma.end) for vma in self._vmas if vma.reaches(encl)]
 
     def unblock(self, page: int) -> None:
         """Allow writing to a page that has stayed, or come back."""

@@ -50,13 +50,33 @@ class Revocation:
         self.done = True
 
 
+class Zap:
+    """All pages of a killed enclave are to be out of an address space's reach, however long that takes."""
+
+    __slots__ = ("_encl", "_enclaves", "done")
+
+    def __init__(self, enclaves: "EnclaveMap", encl: "Encl") -> None:
+        self._enclaves = enclaves
+        self._encl = encl
+        self.done = False
+
+    def carry_out(self, injector: Injector) -> None:
+        """Put in force what is due, which is nothing at all."""
+        for start, end in self._enclaves.reaching(self._encl):
+            if self._enclaves.settle(injector, start, end):
+                # No more mappings can be had: the pages keep their contents.
+                return
+        self.done = True
+        self._encl.zapped(self._enclaves)
+
+
 class Revoker:
     """Carries out revocations; ``tracees`` is the supervisor's own table."""
 
     def __init__(self, tracees: "dict[int, Tracee]") -> None:
         self._tracees = tracees
 
-    def __call__(self, enclaves: "EnclaveMap", encl: "Encl", spans: list[tuple[int, int]]) -> bool:
+    def revoke(self, enclaves: "EnclaveMap", encl: "Encl", spans: list[tuple[int, int]]) -> bool:
         """Take what is due out of reach; False if that cannot be done now. Suspends the caller."""
         current = getcurrent()
         caller = next((t for t in self._tracees.values() if t.greenlet is current), None)
@@ -69,12 +89,7 @@ class Revoker:
                 revocation.carry_out(injector)
             caller.borrowed = True
             return not revocation.refused
-        for tracee in self._threads_of(enclaves):
-            tracee.revocations.append(revocation)
-            try:
-                ptrace.interrupt(tracee.tid)
-            except TraceeGone:
-                continue
+        self._ask(enclaves, revocation)
         # A thread that stands still in user memory, which may be a slow server's, cannot do it.
         late = monotonic() + _PATIENCE
         while not revocation.done and self._threads_of(enclaves):
@@ -82,6 +97,19 @@ class Revoker:
                 return False
             pause(caller)
         return not revocation.refused
+
+    def zap(self, enclaves: "EnclaveMap", encl: "Encl") -> bool:
+        """Have all pages of a killed enclave taken out of reach, without waiting for it: False."""
+        self._ask(enclaves, Zap(enclaves, encl))
+        return False
+
+    def _ask(self, enclaves: "EnclaveMap", request: Revocation | Zap) -> None:
+        for tracee in self._threads_of(enclaves):
+            tracee.revocations.append(request)
+            try:
+                ptrace.interrupt(tracee.tid)
+            except TraceeGone:
+                continue
 
     def _threads_of(self, enclaves: "EnclaveMap") -> list[Tracee]:
         return [t for t in self._tracees.values() if t.mm.enclaves is enclaves and not t.ended]

@@ -440,14 +440,14 @@ class Supervisor:
         if not flags & n.CLONE_THREAD:
             mm = process.mm if flags & n.CLONE_VM else process.mm.fork(tid)
             if mm is not process.mm and process.mm.enclaves is not None:
-                enclaves = process.mm.enclaves.fork()
+                enclaves = process.mm.enclaves.fork(alone=process.threads == 1)
                 mm.enclaves = enclaves
             child = process.fork(tid, mm)
         new = self._enter(tid, child)
         new.checked_mask = tracee.checked_mask
         new.awaited_by = tracee if vfork else None
         new.must_open = process.mm.reachable and not child.mm.reachable
-        new.must_watch = enclaves is not None and len(enclaves) > 0 and not enclaves.refused
+        new.must_watch = enclaves is not None and len(enclaves) > 0
         ptrace.cont(tracee.tid)
         status = self._early.pop(tid, None)
         if status is not None:

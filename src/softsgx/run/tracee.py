@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from softsgx.cpu.processor import LogicalProcessor
-    from softsgx.run.revoke import Revocation
+    from softsgx.run.revoke import Revocation, Zap
 
 GROUP_STOPS = (n.SIGSTOP, 20, 21, 22)  # SIGTSTP, SIGTTIN, SIGTTOU
 _SA_RESETHAND = 0x80000000
@@ -127,7 +127,7 @@ class Tracee:
         self.must_filter = False  # at its next stop the second filter goes in
         self.must_open = False  # at its first stop its memory must be opened
         self.must_watch = False  # at its first stop its mappings must be watched
-        self.revocations: list[Revocation] = []  # at its next stop mappings must change
+        self.revocations: list[Revocation | Zap] = []  # at its next stop mappings must change
         self.held: list[tuple[int, bytes]] = []  # signals that it blocks, sent while it was inside
         self.record_slot = -1
         self.watched: object = None  # the enclave whose CPUID instructions stop the thread
@@ -227,7 +227,7 @@ class Tracee:
             elif not event and number == n.SIGSTOP:
                 passed_on = number
         self.borrowing = False
-        if stopped:
+        if stopped or self.revocations:
             ptrace.interrupt(self.tid)
 
     def run_to_exit(self) -> int:
@@ -242,6 +242,8 @@ class Tracee:
                     break
         finally:
             self.borrowing = False
+        if self.revocations:
+            ptrace.interrupt(self.tid)
         result = self.load_regs().rax
         self.regs.orig_rax = NO_SYSCALL
         return result
@@ -289,8 +291,9 @@ class Injector:
             ptrace.set_sigmask(tracee.tid, self._mask)
             if self._used:
                 ptrace.set_regs(tracee.tid, tracee.regs)
-            if self._stopped:
-                # It joins the stop that it ran on in, unless SIGCONT has ended that.
+            if self._stopped or tracee.revocations:
+                # It joins the stop that it ran on in, unless SIGCONT has ended that; or what it was
+                # interrupted for is still to be done.
                 ptrace.interrupt(tracee.tid)
 
     def pause(self) -> None:
