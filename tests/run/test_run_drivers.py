@@ -111,3 +111,27 @@ def test_an_enclave_ends_with_its_process(softsgx: "Harness", before: list[str])
 
 def test_an_enclave_ends_with_an_exec(softsgx: "Harness") -> None:
     legacy(softsgx, "legacy_end", ISGX, "exec", "6", options=SMALL)
+
+
+# -- an EPC that is too small ---------------------------------------------------------------------
+
+# Eight times the EPC.
+HEAP = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("driver", "where"),
+    [(V16, "kernel"), (V16, "memory"), (V16, "create"), (V16, "none"), (ISGX, "kernel")],
+)
+def test_pages_wait_and_are_evicted(
+    softsgx: "Harness", driver: str, where: str, before: list[str]
+) -> None:
+    node = next(path for path, kind in nodes_of(driver).paths.items() if kind in LEGACY)
+    words = [*softsgx.enclave(heap=HEAP), node, driver, str(HEAP), where]
+    command = softsgx.command(
+        softsgx.program("legacy_pressure"), *words, options=("--driver", driver, "--epc", "128K")
+    )
+    ended = softsgx.complete([*before, *command])
+    assert "not ok" not in ended.out, ended.out + ended.err
+    assert ended.out.endswith("finished\n"), ended
+    assert ended.status == 0, ended

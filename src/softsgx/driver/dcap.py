@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 from softsgx.arch.ioctl import (
     SGX_IOC_ENCLAVE_ADD_PAGES,
     SGX_IOC_ENCLAVE_CREATE,
+    SGX_IOC_ENCLAVE_CREATE_BACKING,
     SGX_IOC_ENCLAVE_INIT,
     SGX_IOC_ENCLAVE_PROVISION,
+    SGX_IOC_ENCLAVE_SET_BACKING,
     SGX_PAGE_MEASURE,
     EnclaveAddPages,
     EnclaveCreate,
+    EnclaveCreateBacking,
     EnclaveInit,
 )
 from softsgx.arch.secinfo import PAGE_SIZE, SECINFO_X
@@ -23,7 +26,12 @@ from softsgx.arch.structures import Secinfo, Secs, Sigstruct
 from softsgx.driver.driver import EnclaveFile
 from softsgx.driver.encl import ATTRIBUTES_UNPRIVILEGED, Encl
 from softsgx.driver.epcm_encl import EpcmEncl
-from softsgx.driver.ioctl import sgx_ioc_enclave_provision, validate_secinfo
+from softsgx.driver.ioctl import (
+    create_enclave,
+    sgx_ioc_enclave_provision,
+    sgx_ioc_enclave_set_backing,
+    validate_secinfo,
+)
 from softsgx.driver.launch import launch, signer_hash
 from softsgx.driver.uaccess import copy_from_user, copy_to_user
 from softsgx.driver.validate_secs import DCAP_RULES, validate_secs
@@ -79,13 +87,20 @@ def dcap_ioctl(encl: Encl, request: int, arg: int, task: "Task") -> int:
     encl.ioctl_in_flight = True
     try:
         if request == SGX_IOC_ENCLAVE_CREATE:
-            return _create(encl, arg, task)
+            create = copy_from_user(task, arg, EnclaveCreate.SIZE, "the argument")
+            return _create(encl, EnclaveCreate.decode(create).src, None, task)
+        if request == SGX_IOC_ENCLAVE_CREATE_BACKING:
+            create = copy_from_user(task, arg, EnclaveCreateBacking.SIZE, "the argument")
+            wanted = EnclaveCreateBacking.decode(create)
+            return _create(encl, wanted.src, wanted.backing, task)
         if request == SGX_IOC_ENCLAVE_ADD_PAGES:
             _add_pages(encl, arg, task)
         elif request == SGX_IOC_ENCLAVE_INIT:
             _init(encl, arg, task)
         elif request == SGX_IOC_ENCLAVE_PROVISION:
             sgx_ioc_enclave_provision(encl, arg, task)
+        elif request == SGX_IOC_ENCLAVE_SET_BACKING:
+            sgx_ioc_enclave_set_backing(encl, arg, task)
         else:
             raise DriverError(errno.ENOTTY, f"{request:#010x} is no ioctl of /dev/sgx/enclave")
     finally:
@@ -93,18 +108,17 @@ def dcap_ioctl(encl: Encl, request: int, arg: int, task: "Task") -> int:
     return 0
 
 
-def _create(encl: Encl, arg: int, task: "Task") -> int:
-    create = EnclaveCreate.decode(copy_from_user(task, arg, EnclaveCreate.SIZE, "the argument"))
-    secs = copy_from_user(task, create.src, Secs.SIZE, "the SECS")
+def _create(encl: Encl, src: int, backing: int | None, task: "Task") -> int:
+    secs = copy_from_user(task, src, Secs.SIZE, "the SECS")
     if encl.created:
         raise DriverError(errno.EINVAL, "the enclave is created already")
     validate_secs(encl.cpu.model, secs, DCAP_RULES)
     granted = encl.attributes_mask
     try:
-        encl.create(secs, task)
+        create_enclave(encl, secs, backing, task)
     except DriverError as error:
         # ECREATE's own outcome goes through to the caller.
-        if isinstance(error.__cause__, Fault):
+        if error.errno == errno.EIO and isinstance(error.__cause__, Fault):
             return ENCLS_FAULT_FLAG | error.__cause__.vector
         raise
     # Unlike mainline's, a grant from before CREATE holds.

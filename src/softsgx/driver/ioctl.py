@@ -100,14 +100,22 @@ def sgx_ioc_enclave_create(encl: "Encl", arg: int, task: "Task") -> None:
 
 def sgx_ioc_enclave_create_backing(encl: "Encl", arg: int, task: "Task") -> None:
     """ECREATE as CREATE does, with one range of the caller's memory as the store, or none at all."""
-    from softsgx.driver.set_backing import create_backing  # noqa: PLC0415  (few programs choose)
-
     if encl.created:
         raise DriverError(errno.EINVAL, "the enclave is created already")
     data = copy_from_user(task, arg, EnclaveCreateBacking.SIZE, "the argument")
     create = EnclaveCreateBacking.decode(data)
     secs = copy_from_user(task, create.src, Secs.SIZE, "the SECS")
-    backing = create_backing(encl, Secs.decode(secs), create.backing, task)
+    create_enclave(encl, secs, create.backing, task)
+
+
+def create_enclave(encl: "Encl", secs: bytes, address: int | None, task: "Task") -> None:
+    """ECREATE, with the store that begins at an address of the caller's: 0 is none, None the default."""
+    if address is None:
+        encl.create(secs, task)
+        return
+    from softsgx.driver.set_backing import create_backing  # noqa: PLC0415  (few programs choose)
+
+    backing = create_backing(encl, Secs.decode(secs), address, task)
     try:
         encl.create(secs, task, backing)
     except BaseException:

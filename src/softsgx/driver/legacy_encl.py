@@ -23,6 +23,7 @@ from softsgx.arch.structures import Secinfo, Tcs
 from softsgx.cpu.encls import eextend
 from softsgx.cpu.epc import Epc
 from softsgx.driver.add_page_queue import AddPageQueue
+from softsgx.driver.backing import Backing
 from softsgx.driver.epcm_encl import EpcmEncl
 from softsgx.driver.task import LocalTask
 from softsgx.errors import DriverError, Fault
@@ -149,6 +150,13 @@ class LegacyEncl(EpcmEncl):
     def end_reason(self) -> str:
         """Why the enclave has ended, in words."""
         return "the enclave is dead" + self._ended_for
+
+    def give_backing(self, backing: Backing) -> None:
+        """Take a store, as Encl does."""
+        super().give_backing(backing)
+        if self.dead:
+            # It has ended while the store was looked at, and will not close one again.
+            backing.close()
 
     def worker_failed(self, reason: str) -> None:
         """Hear that a page that ADD_PAGE has taken could not be added."""

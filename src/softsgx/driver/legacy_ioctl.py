@@ -10,7 +10,14 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from softsgx.arch.attributes import ATTRIBUTE_EINITTOKENKEY, ATTRIBUTE_PROVISIONKEY
-from softsgx.arch.ioctl import SGX_IOC_ENCLAVE_CREATE, EnclaveCreate
+from softsgx.arch.ioctl import (
+    SGX_IOC_ENCLAVE_CREATE,
+    SGX_IOC_ENCLAVE_CREATE_BACKING,
+    SGX_IOC_ENCLAVE_SET_BACKING,
+    EnclaveCreate,
+    EnclaveCreateBacking,
+    EnclaveSetBacking,
+)
 from softsgx.arch.legacy_ioctl import (
     SGX_IOC_ENCLAVE_ADD_PAGE,
     SGX_IOC_ENCLAVE_EMODPR,
@@ -29,6 +36,7 @@ from softsgx.arch.legacy_ioctl import (
 )
 from softsgx.arch.secinfo import PAGE_SIZE, SECINFO_R, SECINFO_RWX, SECINFO_W
 from softsgx.arch.structures import Einittoken, Secinfo, Secs, Sigstruct
+from softsgx.driver.ioctl import create_enclave
 from softsgx.driver.launch import NO_TOKEN, launch, signer_hash
 from softsgx.driver.legacy_encl import PageRequest, validate_secinfo
 from softsgx.driver.nodes import DCAP_1_5, ISGX, V16
@@ -53,7 +61,13 @@ _SGX2 = {
     SGX_IOC_ENCLAVE_NOTIFY_ACCEPT: "NOTIFY_ACCEPT",
     SGX_IOC_ENCLAVE_PAGE_REMOVE: "PAGE_REMOVE",
 }
-_COMMON = {SGX_IOC_ENCLAVE_CREATE, SGX_IOC_ENCLAVE_ADD_PAGE}
+_COMMON = {
+    SGX_IOC_ENCLAVE_CREATE,
+    SGX_IOC_ENCLAVE_ADD_PAGE,
+    # Of no driver: docs/backing.md.
+    SGX_IOC_ENCLAVE_CREATE_BACKING,
+    SGX_IOC_ENCLAVE_SET_BACKING,
+}
 # What each driver knows.
 _KNOWN = {
     V16: _COMMON | {SGX_IOC_ENCLAVE_INIT_AT},
@@ -71,7 +85,12 @@ def legacy_ioctl(file: "LegacyFile", request: int, arg: int, task: "Task") -> in
         raise DriverError(errno.ENOTTY, f"{request:#010x} is no ioctl of the driver {file.kind}")
     data = copy_from_user(task, arg, request >> 16 & 0x3FFF, "the argument")
     if request == SGX_IOC_ENCLAVE_CREATE:
-        return _create(file, EnclaveCreate.decode(data), task)
+        return _create(file, EnclaveCreate.decode(data).src, None, task)
+    if request == SGX_IOC_ENCLAVE_CREATE_BACKING:
+        create = EnclaveCreateBacking.decode(data)
+        return _create(file, create.src, create.backing, task)
+    if request == SGX_IOC_ENCLAVE_SET_BACKING:
+        return _set_backing(data, task)
     if request == SGX_IOC_ENCLAVE_ADD_PAGE:
         return _add_page(EnclaveAddPage.decode(data), task)
     if request == SGX_IOC_ENCLAVE_INIT_AT:
@@ -89,8 +108,9 @@ def legacy_ioctl(file: "LegacyFile", request: int, arg: int, task: "Task") -> in
 # -- CREATE ------------------------------------------------------------------------------------
 
 
-def _create(file: "LegacyFile", create: EnclaveCreate, task: "Task") -> int:
-    secs, left = copy_some_from_user(task, create.src, Secs.SIZE)
+def _create(file: "LegacyFile", src: int, backing: int | None, task: "Task") -> int:
+    """ECREATE for a mapping; ``backing`` is where the caller wants its store, 0 for none at all."""
+    secs, left = copy_some_from_user(task, src, Secs.SIZE)
     if left:
         return left
     rules = V16_RULES if file.kind == V16 else ISGX_RULES
@@ -99,12 +119,15 @@ def _create(file: "LegacyFile", create: EnclaveCreate, task: "Task") -> int:
     place, problem = _place_for(file, fields, task)
     # The mapping is looked at last: what ECREATE or the EPC has to say is said first.
     encl = file.unmapped_encl() if place is None else place.encl
+    encl.ioctl_in_flight = True
     try:
-        encl.create(secs, task)
+        create_enclave(encl, secs, backing, task)
     except DriverError as error:
         if isinstance(error.__cause__, Fault):
             raise DriverError(errno.EFAULT, error.reason) from error.__cause__
         raise
+    finally:
+        encl.ioctl_in_flight = False
     if place is None or place.released:
         # Unmapped in the meantime, where making room for the SECS has suspended the caller.
         encl.release()
@@ -118,7 +141,7 @@ def _place_for(file: "LegacyFile", secs: Secs, task: "Task") -> "tuple[LegacyMap
     if found is None:
         return None, f"nothing of the node is mapped at BASEADDR {secs.baseaddr:#x}"
     start, end, mapping = found
-    if mapping.encl.created:
+    if mapping.encl.created or mapping.encl.ioctl_in_flight:
         return None, f"the mapping at {start:#x} has its enclave already"
     if (start, end) != (secs.baseaddr, secs.baseaddr + secs.size):
         return None, f"the mapping is {start:#x}..{end:#x}, and the enclave is not all of it"
@@ -129,7 +152,7 @@ def _place_for(file: "LegacyFile", secs: Secs, task: "Task") -> "tuple[LegacyMap
 
 
 def _encl_at(task: "Task", addr: int) -> "LegacyEncl":
-    """Find the enclave at an address (sgx_encl_get); DriverError."""
+    """Find the enclave at an address (sgx_encl_get), which nobody is giving a store now; DriverError."""
     if addr % PAGE_SIZE:
         raise DriverError(errno.EINVAL, f"address {addr:#x} is not page aligned")
     found = task.legacy_vma(addr)
@@ -138,7 +161,28 @@ def _encl_at(task: "Task", addr: int) -> "LegacyEncl":
     encl = found[2].encl
     if not encl.created:
         raise DriverError(errno.ENOENT, f"the mapping at {addr:#x} has no enclave yet")
+    while encl.ioctl_in_flight:
+        if task.signal_pending():
+            raise DriverError(errno.EINTR, "a signal came while another thread chose a store")
+        task.pause()
     return encl
+
+
+def _set_backing(data: bytes, task: "Task") -> int:
+    """Choose where the evicted pages of the enclave at a base go: see set_backing.py."""
+    from softsgx.driver.set_backing import set_backing  # noqa: PLC0415  (few programs choose)
+
+    encl = _encl_at(task, EnclaveSetBacking.decode(data).enclave)
+    if encl.dead:
+        raise DriverError(encl.dead_errno, encl.end_reason)
+    if encl.queue:
+        raise DriverError(errno.EINVAL, "the enclave has pages already")
+    encl.ioctl_in_flight = True
+    try:
+        set_backing(encl, data, task, encl.base)
+    finally:
+        encl.ioctl_in_flight = False
+    return 0
 
 
 # -- ADD_PAGE ----------------------------------------------------------------------------------

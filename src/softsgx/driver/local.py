@@ -26,21 +26,16 @@ from softsgx.driver.driver import Driver
 from softsgx.driver.task import LocalTask
 
 
-class LocalEnclave:
-    """One open enclave file and its caller; ``file`` and ``task`` serve for every other ioctl.
+class ChoosesBacking:
+    """An enclave of the Python process, as far as its backing store goes: the ioctls are of every driver."""
 
-    Every method raises DriverError as the ioctl does.  A context manager: the enclave ends with it.
-    """
+    task: LocalTask
+    # Which of the enclaves of a descriptor that may hold several.
+    _of_several = 0
 
-    def __init__(self, driver: Driver, task: LocalTask | None = None) -> None:
-        self.file = driver.open_enclave()
-        self.task = LocalTask() if task is None else task
-        self._driver = driver
-
-    def create(self, secs: bytes) -> None:
-        """SGX_IOC_ENCLAVE_CREATE from the 4096 bytes of a SECS."""
-        with self.task.placed(secs) as src:
-            self.ioctl(SGX_IOC_ENCLAVE_CREATE, EnclaveCreate(src=src))
+    def ioctl(self, request: int, argument: Record) -> object:
+        """Carry out an ioctl."""
+        raise NotImplementedError
 
     def create_with_backing(self, secs: bytes, backing: int) -> None:
         """CREATE as the thread of November 2018 had it: ``backing`` is an address in ``task``, 0 for none."""
@@ -77,13 +72,30 @@ class LocalEnclave:
                     pcmd_len=length,
                     contents_fd=numbers[0],
                     pcmd_fd=numbers[1],
-                    enclave=0,
+                    enclave=self._of_several,
                 ),
             )
         finally:
             for number in numbers:
                 if number >= 0:
                     self.task.close(number)
+
+
+class LocalEnclave(ChoosesBacking):
+    """One open enclave file and its caller; ``file`` and ``task`` serve for every other ioctl.
+
+    Every method raises DriverError as the ioctl does.  A context manager: the enclave ends with it.
+    """
+
+    def __init__(self, driver: Driver, task: LocalTask | None = None) -> None:
+        self.file = driver.open_enclave()
+        self.task = LocalTask() if task is None else task
+        self._driver = driver
+
+    def create(self, secs: bytes) -> None:
+        """SGX_IOC_ENCLAVE_CREATE from the 4096 bytes of a SECS."""
+        with self.task.placed(secs) as src:
+            self.ioctl(SGX_IOC_ENCLAVE_CREATE, EnclaveCreate(src=src))
 
     def add_pages(
         self, offset: int, data: bytes, secinfo_flags: int, *, measure: bool = True

@@ -19,6 +19,7 @@ from softsgx.arch.secinfo import PAGE_SIZE
 from softsgx.arch.structures import Secinfo
 from softsgx.driver.launch import NO_TOKEN
 from softsgx.driver.legacy_encl import ALL_CHUNKS
+from softsgx.driver.local import ChoosesBacking
 from softsgx.driver.nodes import ISGX
 from softsgx.driver.task import LocalTask
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from softsgx.driver.legacy import LegacyMapping
 
 
-class MappedEnclave:
+class MappedEnclave(ChoosesBacking):
     """One mapping of the node, ``size`` bytes from ``base`` on, and its caller; ``mapping`` is what it holds.
 
     Every method returns what the ioctl does, 0 or a positive number, and raises DriverError for an errno.
@@ -41,7 +42,7 @@ class MappedEnclave:
         self.task = LocalTask() if task is None else task
         self.file = driver.open_legacy()
         self._driver = driver
-        self.base = self.task.mmap(self.file, size, base)
+        self.base = self._of_several = self.task.mmap(self.file, size, base)
         self.size = size
 
     @property
