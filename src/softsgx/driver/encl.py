@@ -13,7 +13,7 @@ from softsgx.arch.attributes import ATTRIBUTE_DEBUG, ATTRIBUTE_KSS, ATTRIBUTE_MO
 from softsgx.arch.secinfo import PAGE_SIZE, PT_TCS, PT_VA, VA_SLOTS
 from softsgx.arch.structures import Pageinfo, Secinfo, Secs
 from softsgx.cpu.encls import eadd_pages, ecreate, epa, eremove, eremove_pages
-from softsgx.cpu.epc import EPC_BASE, Epc, PageIndex
+from softsgx.cpu.epc import Epc, PageIndex
 from softsgx.cpu.memory import Elrange, HeldMemory
 from softsgx.cpu.transition import abandon
 from softsgx.driver.backing import Backing, NoBacking, store_size
@@ -21,7 +21,7 @@ from softsgx.driver.elrange import ELRANGE_SIZE, MemfdElrange
 from softsgx.driver.encl_stats import EnclStats
 from softsgx.driver.page_array import PageArray, PageRun, neighbours, page_type, vm_max_prot
 from softsgx.driver.stores import Stores
-from softsgx.driver.task import executable_pages
+from softsgx.driver.task import add_failed, executable_pages
 from softsgx.driver.va_pages import VaPages
 from softsgx.driver.vma import PROT_RWX
 from softsgx.errors import DriverError, Fault
@@ -205,7 +205,7 @@ class Encl:
                 measure,
             )
         except Fault as fault:
-            raise _add_failed(fault, offset, source) from fault
+            raise add_failed(fault, offset, source) from fault
         finally:
             # Reached also when a suspended caller is killed: no page, nor half of one, may stay behind.
             if added < count:
@@ -496,10 +496,3 @@ class Encl:
         self.page_cnt = 0
         self.backing.close()
         return lost
-
-
-def _add_failed(fault: Fault, offset: int, source: int) -> DriverError:
-    # The kernel reaches the source before EADD, which then sees kernel addresses only.
-    if fault.address is not None and fault.address < EPC_BASE:
-        return DriverError(errno.EFAULT, f"the source page {source:#x} cannot be read: {fault}")
-    return DriverError(errno.EIO, f"EADD of page {offset:#x}: {fault}")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from softsgx.arch.secinfo import PAGE_SIZE
+from softsgx.cpu.epc import EPC_BASE
 from softsgx.cpu.memory import HeldMemory, Memory
 from softsgx.driver.stores import Stretch
 from softsgx.driver.vma import MAP_SHARED, TASK_SIZE
@@ -251,3 +252,11 @@ class LocalTask(Task):
             if start <= address < end:
                 return start, end, mapping
         return None
+
+
+def add_failed(fault: Fault, offset: int, source: int) -> DriverError:
+    """Return what ADD_PAGES fails with where EADD has faulted: whose pointer it was decides."""
+    # The kernel reaches the source before EADD, which then sees kernel addresses only.
+    if fault.address is not None and fault.address < EPC_BASE:
+        return DriverError(errno.EFAULT, f"the source page {source:#x} cannot be read: {fault}")
+    return DriverError(errno.EIO, f"EADD of page {offset:#x}: {fault}")
