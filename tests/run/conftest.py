@@ -15,7 +15,7 @@ from typing import IO, NamedTuple
 
 import pytest
 
-TIMEOUT = 20
+TIMEOUT = 120
 NOBODY = 65534
 SOURCES = Path(__file__).parent / "programs"
 ENCLAVE_SOURCES = Path(__file__).parents[1] / "programs"
