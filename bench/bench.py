@@ -163,6 +163,7 @@ BENCHMARKS: dict[str, Callable[[], Result]] = {
     "ecall-trapped": ecall_trapped,
     "ewb-eldu": paging.ewb_eldu,
     "page-cycle": paging.page_cycle,
+    "kill-or-swap": paging.kill_or_swap,
     "reload-on-touch": paging.reload_on_touch,
     "page-cost-growth": paging.page_cost_growth,
     "driver-bytes-per-page": paging.driver_bytes_per_page,

@@ -38,6 +38,7 @@ from measure import (
 )
 
 from softsgx.arch.attributes import ATTRIBUTE_MODE64BIT
+from softsgx.arch.ioctl import BACKING_KERNEL, BACKING_NONE
 from softsgx.arch.secinfo import PT_VA, SECINFO_R, SECINFO_REG, SECINFO_W
 from softsgx.arch.structures import Pageinfo, Secs
 from softsgx.cpu import encls, paging
@@ -46,6 +47,8 @@ from softsgx.cpu.identity import Identity
 from softsgx.cpu.memory import HeldMemory
 from softsgx.cpu.model import Model
 from softsgx.cpu.processor import Processor
+from softsgx.driver.platform import Platform
+from softsgx.driver.state import State
 
 PAGED_PAGES = 256
 PAGED_AT_ONCE = 16
@@ -134,6 +137,32 @@ def ewb_eldu() -> Result:
     return result(
         "ewb-eldu", ours / PAGED_PAGES / 1e3, reference / PAGED_PAGES / 1e3, "us", what, 3.0
     )
+
+
+def room(mode: int) -> float:
+    """Return the processor's nanoseconds to make room for an enclave of 16 MiB where another one is."""
+    secs = Secs.blank().replace(size=SMALL, ssaframesize=1, attributes=ATTRIBUTE_MODE64BIT, xfrm=3)
+    with (
+        tempfile.TemporaryDirectory() as state,
+        Platform(epc=SMALL + (4 << 20), state=State(Path(state) / "state")) as platform,
+    ):
+        victim, other = platform.open_enclave(), platform.open_enclave()
+        victim.create(secs.replace(baseaddr=1 << 40).encode())
+        victim.set_backing(mode)
+        flags = SECINFO_REG | SECINFO_R | SECINFO_W
+        victim.add_pages(0, bytes(SMALL), flags, measure=False)
+        other.create(secs.replace(baseaddr=1 << 41).encode())
+        begin = time.process_time_ns()
+        assert platform.driver.reclaimer.make_room(SMALL // PAGE, other.file.encl)
+        return time.process_time_ns() - begin
+
+
+def kill_or_swap() -> Result:
+    ours, reference = fastest(5, partial(room, BACKING_NONE), partial(room, BACKING_KERNEL))
+    what = (
+        "room for 4096 pages in an EPC of 20 MiB: an enclave of 16 MiB killed against swapped out"
+    )
+    return result("kill-or-swap", ours / 1e6, reference / 1e6, "ms", what, None)
 
 
 # --- real programs -------------------------------------------------------------------------------
