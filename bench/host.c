@@ -226,19 +226,6 @@ struct large {
 	size_t at;          // where the next touch is
 };
 
-static struct large begin_large(size_t size, const uint8_t *image, size_t length)
-{
-	struct large large = {.fd = node(), .base = reserve(size), .size = size, .added = ENCLAVE_SIZE};
-
-	create(large.fd, large.base, size);
-	large.at = large.added;
-	add_image(large.fd, large.base, image, length);
-	uint8_t *data = large.base + large.added;
-	if (mmap(data, size - large.added, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, large.fd, 0) == MAP_FAILED)
-		err(1, "mmap of the enclave");
-	return large;
-}
-
 // Add the pages up to the next multiple of BLOCK_SIZE; return the nanoseconds of one.
 static uint64_t grow_large(struct large *large)
 {
@@ -317,12 +304,25 @@ static void set_backing(const struct large *large, const char *store)
 		err(1, "SGX_IOC_ENCLAVE_SET_BACKING");
 }
 
+static struct large begin_large(size_t size, const uint8_t *image, size_t length, const char *store)
+{
+	struct large large = {.fd = node(), .base = reserve(size), .size = size, .added = ENCLAVE_SIZE};
+
+	create(large.fd, large.base, size);
+	set_backing(&large, store);
+	large.at = large.added;
+	add_image(large.fd, large.base, image, length);
+	uint8_t *data = large.base + large.added;
+	if (mmap(data, size - large.added, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, large.fd, 0) == MAP_FAILED)
+		err(1, "mmap of the enclave");
+	return large;
+}
+
 static struct large build_large(size_t size, const uint8_t *image, size_t length, const void *sigstruct,
 				const char *store)
 {
-	struct large large = begin_large(size, image, length);
+	struct large large = begin_large(size, image, length, store);
 
-	set_backing(&large, store);
 	while (large.added < size)
 		grow_large(&large);
 	initialise(large.fd, sigstruct);
@@ -353,14 +353,14 @@ static void grow(size_t size, const uint8_t *image, size_t length, const void *s
 	enum { SMALL_STRETCHES = SMALL_SIZE / PAGE / STRETCH - 1 };
 	static uint64_t added[1 << 16], small_added[SMALL_ENCLAVES], touched[LARGE_STRETCHES * SMALL_STRETCHES],
 		small_touched[SMALL_STRETCHES];
-	struct large large = begin_large(size, image, length), small = {0};
+	struct large large = begin_large(size, image, length, "kernel"), small = {0};
 	const size_t blocks = size / BLOCK_SIZE;
 	size_t smalls = 0;
 
 	for (size_t block = 0; block < blocks; block++) {
 		added[block] = grow_large(&large);
 		if (smalls < SMALL_ENCLAVES && block >= blocks / SMALL_ENCLAVES * (smalls + 1) - 1) {
-			small = begin_large(SMALL_SIZE, image, length);
+			small = begin_large(SMALL_SIZE, image, length, "kernel");
 			small_added[smalls++] = grow_large(&small);
 		}
 	}
@@ -432,7 +432,7 @@ static void compute(const uint8_t *image, uint8_t *base, uint64_t turns)
 
 int main(int argc, char **argv)
 {
-	size_t length;
+	size_t length, small_length;
 
 	if (argc < 4)
 		errx(2, "usage: host build|ecall|compute|walk|grow|hold FILE SIGSTRUCT [NUMBER [STORE|SIGSTRUCT]]");
@@ -453,7 +453,7 @@ int main(int argc, char **argv)
 	} else if (strcmp(verb, "walk") == 0 && argc == 6) {
 		walk(build_large(number, image, length, sigstruct, argv[5]));
 	} else if (strcmp(verb, "grow") == 0 && argc == 6) {
-		grow(number, image, length, sigstruct, contents(argv[5], &length));
+		grow(number, image, length, sigstruct, contents(argv[5], &small_length));
 	} else if (strcmp(verb, "hold") == 0) {
 		build_large(number, image, length, sigstruct, "kernel");
 		hold();
