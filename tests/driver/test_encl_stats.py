@@ -60,6 +60,8 @@ def test_of_an_ended_enclave_the_sums_are_kept(bench: Any) -> None:
     second.file.encl.stats.evictions = 4
     first.close()
     assert list(bench.driver.stats.live) == [second.file.encl]
+    # Its number is not given again.
+    assert (second.file.encl.stats.number, bench.open().encl.stats.number) == (2, 3)
     ended = dict.fromkeys(COUNTERS, 0) | {"added": 6, "evictions": 3}
     assert bench.driver.stats.ended.as_dict() == ended
     assert bench.driver.stats.total().as_dict() == ended | {
