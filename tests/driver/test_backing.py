@@ -595,7 +595,7 @@ class Late:
         self.extent.gate.set()
         assert select.select([self.stores.ready], [], [], 10)[0], "nobody was told"
         os.eventfd_read(self.stores.ready)
-        assert not self.backing.stalled
+        assert not self.backing._worker.stalled
         self._patience(10_000)
 
     def close(self) -> None:
@@ -622,6 +622,7 @@ def test_a_load_that_stalls_is_answered_when_it_has_come(late: Late) -> None:
     for index in (1, 2):
         with pytest.raises(BackingStalled, match="not answered yet"):
             backing.load(index)
+    assert backing.stalled
     assert backing.pin([7]) == []
     assert backing.store([page(7)]) == 0
     assert late.extent.calls[2:] == ["read"]
@@ -665,7 +666,11 @@ def test_what_is_pinned_late_is_not_pinned(late: Late) -> None:
     late.stall()
     assert late.backing.pin([1, 2]) == []
     late.answer()
+    # It may be over by the time that somebody looks: so it is counted.
+    assert not late.backing.stalled
+    assert late.backing.stalls == 1
     assert late.backing.pin([1, 2]) == [1, 2]
+    assert late.backing.stalls == 1
 
 
 def test_discards_of_a_store_that_stalls_come_in_their_order(late: Late) -> None:
@@ -723,6 +728,19 @@ def until(true: Callable[[], bool]) -> None:
         pause.wait(0.01)
 
 
+def test_a_closed_store_takes_nothing_and_gives_nothing(late: Late) -> None:
+    backing = late.backing
+    backing.store([page(1)])
+    backing.close()
+    backing.close()
+    assert backing.pin([1]) == []
+    assert backing.store([page(2)]) == 0
+    backing.discard(1)
+    with pytest.raises(BackingFault, match="closed"):
+        backing.load(1)
+    assert backing.pages_held == 0
+
+
 def test_a_store_that_answers_in_time_leaves_no_thread_behind(
     patience: Callable[[int], None],
 ) -> None:
@@ -744,7 +762,7 @@ def test_a_mistake_in_a_store_is_told_to_who_asked(late: Late) -> None:
     late.extent.read = wrong  # type: ignore[method-assign]
     with pytest.raises(ZeroDivisionError):
         late.backing.load(1)
-    assert not late.backing.stalled
+    assert not late.backing._worker.stalled
 
 
 def test_a_thread_that_only_waits_for_its_turn_is_no_store_that_stalls(

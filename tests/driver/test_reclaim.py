@@ -224,6 +224,38 @@ def test_a_store_that_fails_may_kill(platform: Platform) -> None:
         enclave.add_pages(50 * PAGE, bytes(PAGE), RW)
 
 
+class Late(Refusing):
+    """A store that does not answer in time, and kills where it fails."""
+
+    def pin(self, indices: list[int]) -> list[int]:
+        self.stalls += not self.pins
+        return super().pin(indices)
+
+    def store(self, pages: list[Evicted]) -> int:
+        self.stalls += not self.takes
+        return super().store(pages)
+
+
+@pytest.mark.parametrize(("takes", "pins"), [(0, True), (16, False)])
+def test_a_store_that_is_late_has_not_failed(platform: Platform, takes: int, pins: bool) -> None:
+    enclave = build(platform, 40)
+    encl = enclave.file.encl
+    encl.backing = backing = Late(encl.size)
+    backing.kill_on_error = True
+    backing.takes, backing.pins = takes, pins
+    reclaimer = platform.driver.reclaimer
+    assert not reclaimer.transient(encl)
+    assert reclaimer.reclaim_pages() == 0
+    # Whoever needs the room waits, although by now the store may have answered.
+    assert not backing.stalled
+    assert reclaimer.transient(encl)
+    assert not encl.dead
+    backing.takes, backing.pins = 16, True
+    assert reclaimer.reclaim_pages() == 16
+    assert not reclaimer.transient(encl)
+    assert [read(enclave, number) for number in range(40)] == [content(n) for n in range(40)]
+
+
 def without_backing(platform: Platform, pages: int, base: int) -> LocalEnclave:
     enclave = create(platform, 64, base)
     enclave.file.encl.backing = NoBacking()

@@ -635,7 +635,7 @@ def test_a_file_that_is_not_even_told_about_in_time_is_eagain(
     def stalls(self: Any, work: Any, late: Any = None) -> Any:
         if late is None:
             return real(self, work)
-        job = worker.Job(work, late)
+        job = worker.Job(work, late, awaited=True)
         job.do()
         closed.append(job.result.extent.fd)
         late(job)

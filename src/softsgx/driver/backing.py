@@ -67,6 +67,8 @@ class Backing(Protocol):
     kills: bool
     # A page that cannot be pinned kills the enclave, instead of being passed over.
     kill_on_error: bool
+    # How often the store has not answered in time: what was not pinned or stored then may be so soon.
+    stalls: int
 
     @property
     def gone(self) -> bool:
@@ -75,7 +77,7 @@ class Backing(Protocol):
 
     @property
     def stalled(self) -> bool:
-        """Whether the store keeps somebody waiting: nothing is pinned, stored or loaded until it answers."""
+        """Whether the store has not answered yet: nothing is pinned, stored or loaded until it does."""
         ...
 
     @property
@@ -193,6 +195,7 @@ class KernelBacking:
     kills = False
     gone = False
     stalled = False
+    stalls = 0
 
     def __init__(self, size: int) -> None:
         self.kill_on_error = False
@@ -293,6 +296,7 @@ class NoBacking:
     kill_on_error = True
     gone = False
     stalled = False
+    stalls = 0
     pages_held = 0
     bytes_held = 0
 

@@ -7,6 +7,7 @@ is False.  OSError wherever something cannot be read or written: a file that is 
 not mapped or may not be touched.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -102,7 +103,8 @@ class FileExtent:
     """Length bytes of a file from ``start`` on; the descriptor is the extent's own.
 
     With ``durable`` what has been written is on the medium when ``write`` returns.  A file that ``grows``
-    becomes longer with what is stored; any other that is too short has been truncated.
+    becomes longer with what is stored; any other that is too short has been truncated.  Whether a file
+    ``waits`` its file system is asked, which may itself take a while.
     """
 
     gone = False
@@ -116,12 +118,13 @@ class FileExtent:
         punches: bool,
         durable: bool = False,
         grows: bool = False,
+        waits: bool | None = None,
     ) -> None:
         self.fd = fd
         self.start = start
         self.end = start + length
         self.punches = punches
-        self.waits = not is_memory(fd)
+        self.waits = not is_memory(fd) if waits is None else waits
         self._flags = os.RWF_DSYNC if durable else 0
         self._grows = grows
         self._looks = self.waits
@@ -186,7 +189,9 @@ class FileExtent:
     def close(self) -> None:
         """Close the descriptor."""
         if self.fd >= 0:
-            os.close(self.fd)
+            # It is closed even where a server far away has not taken what was written.
+            with contextlib.suppress(OSError):
+                os.close(self.fd)
             self.fd = -1
 
 
@@ -205,11 +210,9 @@ class MemoryExtent:
         """Whether the program's address space has ended."""
         return self._memory.gone
 
-    def reserve(self, offset: int, length: int) -> None:
-        """Write zeros at the start and at the end: no page is read-only, absent, or without room."""
-        at = self._start + offset
-        self._memory.write(at, b"\0")
-        self._memory.write(at + length - 1, b"\0")
+    def reserve(self, offset: int, length: int) -> None:  # noqa: ARG002 - one byte stands for its page
+        """Write a zero: the page is not read-only, absent, or without room."""
+        self._memory.write(self._start + offset, b"\0")
 
     def read(self, offset: int, length: int) -> bytes:
         """Return so many bytes."""

@@ -7,6 +7,7 @@ pages are) is reached through a worker, so that a bad store is the trouble of it
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from softsgx.arch.secinfo import PAGE_SIZE
 from softsgx.driver.backing import (
@@ -23,6 +24,8 @@ from softsgx.driver.backing import (
 from softsgx.driver.extent import Extent
 from softsgx.driver.worker import Job, Worker
 
+_Answer = TypeVar("_Answer")
+
 
 class ExtentBacking:
     """Contents in one extent, PCMDs in another, or from ``pcmds_at`` on in the same.
@@ -32,6 +35,7 @@ class ExtentBacking:
 
     kills = False
     stalled = False
+    stalls = 0
 
     def __init__(
         self,
@@ -164,6 +168,7 @@ class BoundedBacking:
         self._store = store
         self._worker = worker
         self.kill_on_error = store.kill_on_error
+        self.stalls = 0
         # What was read when nobody waited for it any more, for who comes for it.
         self._late: dict[int, Job[tuple[bytes, bytes]]] = {}
         self._closed = False
@@ -186,14 +191,25 @@ class BoundedBacking:
     @property
     def stalled(self) -> bool:
         """Whether the store has not answered yet."""
-        return self._worker.busy
+        return self._worker.stalled
 
     def pin(self, indices: list[int]) -> list[int]:
         """Return those of the pages whose two places can be written now; none of a store that stalls."""
         try:
-            return self._worker.ask(partial(self._store.pin, indices))
-        except BackingStalled:
+            return self._ask(partial(self._store.pin, indices))
+        except (BackingStalled, BackingFault):
             return []
+
+    def _ask(
+        self, work: Callable[[], _Answer], late: Callable[[Job[_Answer]], None] | None = None
+    ) -> _Answer:
+        if self._closed:
+            raise BackingFault("the store is closed")
+        try:
+            return self._worker.ask(work, late)
+        except BackingStalled:
+            self.stalls += 1
+            raise
 
     def store(self, pages: list[Evicted]) -> int:
         """Write contents and PCMDs; return how many pages, from the first, are in the store.
@@ -206,13 +222,13 @@ class BoundedBacking:
             self._store.forget(pages)
 
         try:
-            return self._worker.ask(partial(self._store.store, pages), forget)
-        except BackingStalled:
+            return self._ask(partial(self._store.store, pages), forget)
+        except (BackingStalled, BackingFault):
             return 0
 
     def load(self, index: int) -> tuple[bytes, bytes]:
         """Return a page's contents and PCMD; BackingFault, BackingStalled."""
-        if not self._worker.busy:
+        if not self._closed and not self._worker.stalled:
             late = self._late.pop(index, None)
             if late is not None:
                 return late.outcome()
@@ -224,11 +240,12 @@ class BoundedBacking:
         def keep(job: Job[tuple[bytes, bytes]]) -> None:
             self._late[index] = job
 
-        return self._worker.ask(partial(self._store.load, index), keep)
+        return self._ask(partial(self._store.load, index), keep)
 
     def discard(self, index: int) -> None:
         """Make the PCMD zero and, where the store punches, a hole of the contents; later, if the store stalls."""
-        self._worker.post(partial(self._discard, index))
+        if not self._closed:
+            self._worker.post(partial(self._discard, index))
 
     def _discard(self, index: int) -> None:
         self._late.pop(index, None)

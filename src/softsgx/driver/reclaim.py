@@ -59,7 +59,8 @@ class Reclaimer:
         # There is work for ``background``.
         self.woken = False
         self._batch_under_way = False
-        # A batch has stayed because an address space would not let it go: another time it may.
+        # A batch has stayed because an address space would not let it go, or its store did not answer in
+        # time: another time they may.
         self._refused = False
         self._serial = 0
 
@@ -208,9 +209,10 @@ class Reclaimer:
         pages.sort(key=addresses.__getitem__)
         first = encl.base // PAGE_SIZE
         index_of = {addresses[page] // PAGE_SIZE - first: page for page in pages}
+        stalls = encl.backing.stalls
         pinned = set(encl.backing.pin(list(index_of)))
         if len(pinned) < len(pages):
-            self._not_pinned(encl, [p for i, p in index_of.items() if i not in pinned])
+            self._not_pinned(encl, [p for i, p in index_of.items() if i not in pinned], stalls)
             if encl.dead:
                 return
             pages = [page for index, page in index_of.items() if index in pinned]
@@ -228,15 +230,22 @@ class Reclaimer:
         ):
             self._write_out(encl, [secs])
 
-    def _not_pinned(self, encl: "Encl", pages: list[int]) -> None:
+    def _not_pinned(self, encl: "Encl", pages: list[int], stalls: int) -> None:
         encl.stats.backing_faults += len(pages)
         if encl.events is not None:
             address = self.cpu.epc.addresses[pages[0]]
             encl.events.backing_fault(encl, address, "its place in the backing cannot be written")
-        if encl.backing.kill_on_error or encl.backing.gone:
-            encl.kill("its backing cannot be written")
-        else:
+        if not self._kill_for(encl, stalls):
             self.policy.young(pages)
+
+    def _kill_for(self, encl: "Encl", stalls: int) -> bool:
+        """Kill an enclave whose store has failed, if it is to be; ``stalls`` is its store's number of before."""
+        stalled = encl.backing.stalls != stalls
+        self._refused |= stalled
+        if encl.backing.gone or (encl.backing.kill_on_error and not stalled):
+            encl.kill("its backing cannot be written")
+            return True
+        return False
 
     def _block(self, encl: "Encl", victims: dict[int, int]) -> list[int]:
         """Take the pages out of every address space, then EBLOCK them; return those that are blocked."""
@@ -290,13 +299,14 @@ class Reclaimer:
                 (encl.secs_index if page == secs else encl.index(linaddr), contents, pcmd)
                 for page, (linaddr, contents, pcmd) in zip(batch, done, strict=True)
             ]
+            stalls = encl.backing.stalls
             stored = encl.backing.store(evicted)
             for index, slot in zip((e[0] for e in evicted), slots, strict=True):
                 encl.set_evicted(index, number * VA_SLOTS + slot)
             if batch == [secs]:
                 del self._encls[batch[0]]
             if stored < len(batch):
-                self._take_back(encl, batch[stored:], evicted[stored:])
+                self._take_back(encl, batch[stored:], evicted[stored:], stalls)
                 batch, evicted = batch[:stored], evicted[:stored]
             for start, count in neighbours(sorted(batch)):
                 self.allocator.free(start, count)
@@ -310,7 +320,7 @@ class Reclaimer:
                 encl.events.evicted(encl, len(batch))
 
     def _take_back(
-        self, encl: "Encl", pages: list[int], evicted: list[tuple[int, bytes, bytes]]
+        self, encl: "Encl", pages: list[int], evicted: list[tuple[int, bytes, bytes]], stalls: int
     ) -> None:
         """ELDU what the store did not take, from memory, to the pages that it came from."""
         encl.stats.backing_faults += len(pages)
@@ -323,8 +333,7 @@ class Reclaimer:
             if code:
                 raise RuntimeError(f"ELDU of what EWB has just sealed returned {code}")
         self.policy.young(page for page in pages if page != encl.secs_page)
-        if encl.backing.kill_on_error or encl.backing.gone:
-            encl.kill("its backing cannot be written")
+        self._kill_for(encl, stalls)
 
     # -- in ---------------------------------------------------------------------------------------
 
