@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from softsgx.arch.secinfo import PAGE_SIZE
 from softsgx.driver.backing import Backing, NoBacking, contents_size, punch, store_size
-from softsgx.driver.extent import FileExtent
+from softsgx.driver.extent import FileExtent, is_memory
 from softsgx.driver.provided import ExtentBacking, bounded
 from softsgx.driver.stores import DefaultStore, KernelStores, Stretch
 from softsgx.errors import SoftsgxError
@@ -44,6 +44,10 @@ def default_store(where: str) -> DefaultStore:
 
 def _length(size: int) -> int:
     return -(-store_size(size) // PAGE_SIZE) * PAGE_SIZE
+
+
+# A hole costs a disk's file system ten times what the page cost it, and the next page to be evicted has its
+# place there: a file on disk keeps what it has taken until its enclave ends. Memory is given back at once.
 
 
 class NoStores:
@@ -80,7 +84,8 @@ class DirectoryStores:
         """Return a store that is a file of its own, gone with its enclave."""
         fd = self._file()
         try:
-            extent = FileExtent(fd, 0, _length(size), punches=True, grows=True)
+            waits = not is_memory(fd)
+            extent = FileExtent(fd, 0, _length(size), punches=not waits, grows=True, waits=waits)
             return bounded(_single(extent, size, bool), stores.tell)
         except BaseException:
             os.close(fd)
@@ -140,6 +145,7 @@ class FileStore:
         except BlockingIOError:
             raise SoftsgxError(f"--backing file:{self._path}: another run is using it") from None
         self._place = status.st_dev, status.st_ino
+        self._waits = not is_memory(self._fd)
         length = status.st_size
         if os.pread(self._fd, len(_MAGIC), 0) == _MAGIC:
             length = 0
@@ -169,7 +175,8 @@ class FileStore:
             give_back()
 
         try:
-            extent = _Piece(os.dup(self._fd), start, length, punches=True, grows=True)
+            waits, fd = self._waits, os.dup(self._fd)
+            extent = _Piece(fd, start, length, punches=not waits, grows=True, waits=waits)
             return bounded(_single(extent, size, both), stores.tell)
         except BaseException:
             both()
