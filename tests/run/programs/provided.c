@@ -5,9 +5,10 @@
  *     provided ENCLAVE SIGSTRUCT BYTES WHERE WHAT
  *
  * BYTES of the enclave's heap are used. WHERE is memory, memory-two (two ranges), shared (a mapping of
- * a memfd), create (memory, by the CREATE of November 2018), file, file-two (the PCMDs in a memfd), or
- * punched (a file that gets holes); the file is in the current directory. WHAT is
- *     walk      fill, hash and hash again; what is in the store is not what is in the enclave
+ * a memfd), create (memory, by the CREATE of November 2018), punched (a memfd that gets holes); file or
+ * file-two (the PCMDs in a memfd), a new one in the current directory; or file=PATH, which is there. WHAT is
+ *     hash      fill, hash and hash again
+ *     walk      the same, and what is in the store is not what is in the enclave
  *     protect   take the store's protection away while pages are in it, and give it back
  *     unmap     put something else in its place, and put it back
  *     truncate  make the file shorter, and put back what was in it
@@ -78,8 +79,14 @@ static struct sgx_enclave_set_backing make_store(const char *where, uint64_t siz
 	if (in_file) {
 		int pcmd_fd = two ? new_file(NULL, store.pcmds_length) : -1;
 
-		store.fd = new_file("store", store.contents_length);
-		store.contents = map_file(store.fd, store.contents_length);
+		const char *path = strcmp(where, "punched") ? "store" : NULL;
+
+		store.fd = where[4] == '=' ? open(where + 5, O_RDWR | O_CLOEXEC) :
+					     new_file(path, store.contents_length);
+		if (store.fd < 0)
+			fail("cannot open %s", where);
+		if (where[4] != '=') /* FUSE's own cannot always be mapped */
+			store.contents = map_file(store.fd, store.contents_length);
 		store.pcmds = two ? map_file(pcmd_fd, store.pcmds_length) : store.contents + S;
 		argument.contents_fd = store.fd;
 		argument.pcmd_fd = pcmd_fd;
@@ -234,22 +241,32 @@ static bool goes_on(void)
 	return call_vdso(0, 0, 0, ERESUME, 0, 0, &run) == 0 && run.function == EEXIT;
 }
 
+static void hash(void)
+{
+	CHECK("filled", fill(1));
+	CHECK("hashed", is_filled(1));
+	CHECK("hashed again", is_filled(1));
+}
+
 static void walk(void)
 {
 	uint64_t word = 1, plain = 0, wrong_type = 0, evicted = 0;
-	uint64_t *words = malloc(bytes);
+	uint64_t *words = malloc(bytes), *pcmds = malloc(bytes / PAGE * 128);
 
 	for (uint64_t i = 0; i < bytes / 8; i++)
 		words[i] = word = next_word(word);
 	CHECK("filled", fill(1));
 	CHECK("hashed", is_filled(1));
+	/* At one time: of the pages that have just come back, the PCMDs are still being cleared. */
+	memcpy(pcmds, pcmd_of(heap_index(0)), bytes / PAGE * 128);
 	for (uint64_t page = 0; page < bytes / PAGE; page++) {
+		const uint64_t *pcmd = pcmds + page * 16;
 		const uint64_t *slot = (const uint64_t *)(store.contents + heap_index(page) * PAGE);
 
-		if (!is_evicted(heap_index(page)))
+		if (!pcmd[14] && !pcmd[15])
 			continue;
 		evicted++;
-		wrong_type += pcmd_of(heap_index(page))[0] != (SECINFO_REG | SECINFO_R | SECINFO_W);
+		wrong_type += pcmd[0] != (SECINFO_REG | SECINFO_R | SECINFO_W);
 		for (uint64_t i = 0; i < PAGE / 8; i++)
 			plain += slot[i] == words[page * (PAGE / 8) + i];
 	}
@@ -401,7 +418,9 @@ static void orphaned(int gone, uint64_t page)
 
 	if (read(gone, &byte, 1))
 		fail("the pipe's other end is closed by who ends");
-	CHECK("a page in the memory of no process faults", faults(page));
+	/* Its own memory perhaps, or that of the entry: the enclave may have been killed already. */
+	CHECK("a page in the memory of no process is out of reach", touch(page, &run) != EEXIT);
+	check_equal("it is a fault", run.exception_vector, VECTOR_PF);
 	check_errno("the enclave was killed", init(enclave.fd, sigstruct), EIO);
 	enter(&run, tcs(&enclave, 1), &(struct op){ .code = OP_GET });
 	check_equal("nobody enters it any more", run.exception_vector, VECTOR_PF);
@@ -441,7 +460,9 @@ int main(int argc, char **argv)
 	bytes = strtoul(argv[3], NULL, 0);
 	what = argv[5];
 	build_with(argv[4]);
-	if (!strcmp(what, "walk"))
+	if (!strcmp(what, "hash"))
+		hash();
+	else if (!strcmp(what, "walk"))
 		walk();
 	else if (!strcmp(what, "protect"))
 		protect();
