@@ -703,7 +703,6 @@ def test_a_store_that_stalls_is_closed_when_it_answers(
     patience: Callable[[int], None],
 ) -> None:
     late = Late(patience)
-    before = count_of("task")
     late.backing.store([page(1)])
     late.stall()
     with pytest.raises(BackingStalled):
@@ -712,13 +711,22 @@ def test_a_store_that_stalls_is_closed_when_it_answers(
     assert not late.extent.closed
     patience(10_000)
     late.extent.gate.set()
-    until(lambda: late.extent.closed and count_of("task") == before - 1)
+    until(lambda: late.extent.closed and has_ended(late.backing._worker))
     late.stores.close()
 
 
-def count_of(kind: str) -> int:
-    """Count this process's threads (task) or descriptors (fd)."""
-    return sum(1 for _ in Path("/proc/self", kind).iterdir())
+def has_ended(worker: Worker) -> bool:
+    """Tell whether the worker's own thread has: another test's may be ending at the same time."""
+    assert worker._tid
+    return not Path("/proc/self/task", str(worker._tid)).exists()
+
+
+def is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -745,14 +753,14 @@ def test_a_store_that_answers_in_time_leaves_no_thread_behind(
     patience: Callable[[int], None],
 ) -> None:
     late = Late(patience)
-    before = count_of("task")
-    descriptors = count_of("fd")
     late.backing.store([page(1)])
+    worker = late.backing._worker
+    descriptors = [late.stores.ready, worker._given, worker._answered]
+    assert all(map(is_open, descriptors))
     late.close()
     assert late.extent.closed
-    # The stores' eventfd, and the worker's two.
-    until(lambda: count_of("task") == before - 1)
-    until(lambda: count_of("fd") == descriptors - 3)
+    until(lambda: has_ended(worker))
+    assert not any(map(is_open, descriptors))
 
 
 def test_a_mistake_in_a_store_is_told_to_who_asked(late: Late) -> None:
@@ -801,12 +809,20 @@ def test_without_a_thread_there_is_no_worker(monkeypatch: pytest.MonkeyPatch) ->
     def none(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    descriptors = count_of("fd")
+    made: list[int] = []
+    eventfd = os.eventfd
+
+    def noted(*arguments: int) -> int:
+        made.append(eventfd(*arguments))
+        return made[-1]
+
     monkeypatch.setattr("_thread.start_new_thread", none)
+    monkeypatch.setattr("os.eventfd", noted)
     with pytest.raises(OSError, match="threads") as caught:
         Worker(bool)
     assert caught.value.errno == errno.EAGAIN
-    assert count_of("fd") == descriptors
+    assert len(made) == 2
+    assert not any(map(is_open, made))
 
 
 def test_a_file_that_is_served_late_keeps_nobody_waiting(
