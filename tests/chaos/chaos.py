@@ -52,6 +52,7 @@ class Chaos:
         self.mark = f"SOFTSGX_CHAOS={directory.name}.{os.getpid()}"
         self.pool = Pool(directory)
         self.stop = threading.Event()
+        self.stopped_by = ""
         self.children = threading.Lock()
         self.known: set[int] = set()  # whom their own worker waits for
         self.started = time.monotonic()
@@ -198,7 +199,7 @@ class Chaos:
         for text in self._failures:
             print(f"FAILED {text}")
         if self.stop.is_set():
-            print("interrupted")
+            print(f"interrupted by {self.stopped_by}")
         print(f"{self._counts['passed']} passed, {self._counts['failed']} failed")
         return 1 if self._failures or self.stop.is_set() else 0
 
@@ -217,7 +218,8 @@ def main() -> int:
         Path(directory).chmod(0o755)
         chaos = Chaos(args, Path(directory))
 
-        def stop(_number: int, _frame: FrameType | None) -> None:
+        def stop(number: int, _frame: FrameType | None) -> None:
+            chaos.stopped_by = signal.Signals(number).name
             chaos.stop.set()
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
