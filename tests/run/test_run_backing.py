@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Eight times the EPC.
 HEAP = 2 << 20
 EPC = "256K"
+SKIPPED = 77  # of tests/programs/host.h
 MEMORY = ["memory", "memory-two", "shared", "create"]
 FILES = ["file", "file-two", "punched"]
 
@@ -176,6 +177,19 @@ def slow_file(tmp_path: Path) -> Iterator[Any]:
         sys.path.pop(0)
     yield file
     file.close()
+
+
+def test_a_page_that_the_program_itself_supplies_is_waited_for(
+    softsgx: "Harness", tmp_path: Path
+) -> None:
+    program, words = softsgx.program("provided"), [str(HEAP), "shared", "late"]
+    ended = softsgx.run(
+        program, *softsgx.enclave(heap=HEAP), *words, options=("--epc", EPC), cwd=tmp_path
+    )
+    if ended.status == SKIPPED:
+        pytest.skip(ended.out.splitlines()[-1])
+    assert "not ok" not in ended.out, ended.out + ended.err
+    assert ended.out.endswith("finished\n"), ended
 
 
 def test_a_store_that_answers_late_keeps_only_its_own_enclave_waiting(

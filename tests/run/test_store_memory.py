@@ -67,7 +67,7 @@ class Owner:
     def store(self, *, hidden: bool = False) -> ProgramStoreMemory:
         mem = os.open(f"/proc/{self.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
         maps = -1 if hidden else os.open(f"/proc/{self.pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
-        return ProgramStoreMemory(mem, maps, [])
+        return ProgramStoreMemory(self.pid, mem, maps, [])
 
     def end(self) -> None:
         self.process.kill()

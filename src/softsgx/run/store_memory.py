@@ -4,7 +4,8 @@
 Owns a duplicate of the descriptor of /proc/PID/mem, and one of /proc/PID/maps. Both stand for the
 address space and not for the process number: where the process has ended, or executes another
 program, nothing is read or written any more, as process_vm_writev(2) might. What they do not look
-at is the protection, so that is asked for first.
+at is the protection, so that is asked for first. Nor do they wait for a page that the program's
+userfaultfd has to supply: that a byte of process_vm_readv(2) does, of which nobody looks at the value.
 
 Reading and writing may wait for whoever serves the memory: the driver does it on a thread of the
 store's own.
@@ -12,6 +13,7 @@ store's own.
 Source: proc(5), include/uapi/linux/fs.h (PROCMAP_QUERY, since Linux 6.11).
 """
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -28,6 +30,12 @@ if TYPE_CHECKING:
     from softsgx.run.tracee import Tracee
     from softsgx.run.user_memory import ProgramMemory
 
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.process_vm_readv.argtypes = (
+    *(ctypes.c_int, ctypes.c_char_p, ctypes.c_ulong),
+    *(ctypes.c_char_p, ctypes.c_ulong, ctypes.c_ulong),
+)
+_IOVEC = struct.Struct("<QQ")
 _PROCMAP_QUERY = 0xC0686611
 _QUERY = struct.Struct("<QQQQQ64x")  # size, query_flags, query_addr, vma_start, vma_end
 _READABLE = 0x01
@@ -59,7 +67,7 @@ def store_memory(
                 if shared is not None:
                     stretches.append(shared)
         _probe(memory, starts)
-        return ProgramStoreMemory(os.dup(mm.mem), maps, stretches)
+        return ProgramStoreMemory(tracee.process.pid, os.dup(mm.mem), maps, stretches)
     except BaseException:
         if maps >= 0:
             os.close(maps)
@@ -114,8 +122,9 @@ class ProgramStoreMemory:
 
     waits = True
 
-    def __init__(self, mem: int, maps: int, stretches: list[Stretch]) -> None:
+    def __init__(self, pid: int, mem: int, maps: int, stretches: list[Stretch]) -> None:
         """`maps` is -1 where the program hides them: then its protection counts for nothing."""
+        self._pid = pid
         self._mem = mem
         self._maps = maps
         self._asks = True  # by PROCMAP_QUERY
@@ -132,7 +141,11 @@ class ProgramStoreMemory:
     def read(self, address: int, length: int) -> bytes:
         """Read memory; OSError where it is not readable."""
         self._check(address, address + length, _READABLE)
-        data = os.pread(self._mem, length, address)
+        try:
+            data = os.pread(self._mem, length, address)
+        except OSError:
+            self._bring_in(address, length)
+            data = os.pread(self._mem, length, address)
         if len(data) < length:
             raise OSError(errno.EFAULT, "the memory is not mapped any more")
         return data
@@ -140,8 +153,24 @@ class ProgramStoreMemory:
     def write(self, address: int, data: bytes) -> None:
         """Write memory; OSError where it is not writable."""
         self._check(address, address + len(data), _WRITABLE)
-        if os.pwrite(self._mem, data, address) < len(data):
+        try:
+            done = os.pwrite(self._mem, data, address)
+        except OSError:
+            done = 0
+        if done < len(data):
+            self._bring_in(address + done, len(data) - done)
+            done += os.pwrite(self._mem, data[done:], address + done)
+        if done < len(data):
             raise OSError(errno.EFAULT, "the memory is not mapped any more")
+
+    def _bring_in(self, address: int, length: int) -> None:
+        """Wait for pages that the program has to supply; nothing where it has not."""
+        byte = ctypes.create_string_buffer(1)
+        here = _IOVEC.pack(ctypes.addressof(byte), 1)
+        for page in range(address & -n.PAGE_SIZE, address + length, n.PAGE_SIZE):
+            there = _IOVEC.pack(page, 1)
+            if _libc.process_vm_readv(self._pid, here, 1, there, 1, 0) < 0:
+                return
 
     def _check(self, start: int, end: int, wanted: int) -> None:
         if self._maps < 0:

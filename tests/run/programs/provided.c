@@ -15,11 +15,16 @@
  *     flip      change a bit of a page, then of a PCMD, and change it back
  *     swap      exchange two pages
  *     replay    put an older copy of a page back
+ *     late      a page of the store is the program's to supply, by userfaultfd, and comes when another
+ *               enclave has done something
  *     exit      the process whose memory is the store ends; a child of it still has the enclave
  *     exec      it executes another program instead
  */
 #include "host.h"
 #include "set_backing.h"
+
+#include <linux/userfaultfd.h>
+#include <sys/syscall.h>
 
 struct store {
 	uint8_t *contents, *pcmds; /* as this process sees them */
@@ -408,6 +413,61 @@ static void truncated(void)
 	CHECK("nothing is lost", is_filled(8));
 }
 
+/* ---- a store that comes late -------------------------------------------------------------- */
+
+static struct enclave other;
+
+/* Answer one fault: first another enclave does something, then the page is given. */
+static void *supply(void *argument)
+{
+	uint8_t *copy = (uint8_t *)argument + PAGE;
+	int uffd = *(int *)argument;
+	struct op put = { .code = OP_PUT, .a = 0x1a7e }, get = { .code = OP_GET };
+	struct uffdio_copy given = { .src = (uint64_t)copy, .len = PAGE };
+	struct uffd_msg message;
+
+	if (read(uffd, &message, sizeof(message)) != sizeof(message))
+		fail("reading a userfaultfd");
+	CHECK("the page was missed", message.event == UFFD_EVENT_PAGEFAULT);
+	CHECK("another enclave is not kept waiting",
+	      do_op(&other, 0, &put) && do_op(&other, 0, &get) && get.out[0] == 0x1a7e);
+	given.dst = message.arg.pagefault.address & -PAGE;
+	check_works("the page is given", ioctl(uffd, UFFDIO_COPY, &given));
+	return NULL;
+}
+
+static void late(void)
+{
+	static uint8_t shared[2 * PAGE] __attribute__((aligned(PAGE)));
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register range = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct sgx_enclave_run run;
+	pthread_t thread;
+	uint64_t page, at;
+	int uffd = syscall(SYS_userfaultfd, O_CLOEXEC);
+
+	if (uffd < 0) {
+		dprintf(1, "skip userfaultfd: %s\n", strerror(errno));
+		_exit(SKIPPED);
+	}
+	other = build(&the_image);
+	CHECK("filled", fill(10));
+	page = evicted_page(0);
+	at = heap_index(page) * PAGE;
+	memcpy(shared + PAGE, store.contents + at, PAGE);
+	*(int *)shared = uffd;
+	range.range.start = (uint64_t)store.contents + at;
+	range.range.len = PAGE;
+	if (ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &range) ||
+	    madvise(store.contents + at, PAGE, MADV_REMOVE))
+		fail("a page for userfaultfd");
+	if (pthread_create(&thread, NULL, supply, shared))
+		fail("pthread_create");
+	CHECK("a page that comes late is there in the end", touch(page, &run) == EEXIT);
+	pthread_join(thread, NULL);
+	CHECK("nothing is lost", is_filled(10));
+}
+
 /* ---- a store that ends -------------------------------------------------------------------- */
 
 /* In a child, when the process whose memory is the store has gone: its enclave has, too. */
@@ -476,6 +536,8 @@ int main(int argc, char **argv)
 		swap();
 	else if (!strcmp(what, "replay"))
 		replay();
+	else if (!strcmp(what, "late"))
+		late();
 	else if (!strcmp(what, "exit") || !strcmp(what, "exec"))
 		ends(what[2] == 'e');
 	else
