@@ -4,6 +4,7 @@
 Source: include/uapi/linux/fuse.h, version 7.31.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -64,7 +65,9 @@ class SlowFile:
                 continue
             answer = self._answer(opcode, memoryview(request)[_IN.size :])
             error, data = (-errno.ENOSYS, b"") if answer is None else (0, answer)
-            os.write(self._fuse, _OUT.pack(_OUT.size + len(data), error, unique) + data)
+            # Whoever asked may have been interrupted, or the file unmounted.
+            with contextlib.suppress(FileNotFoundError):
+                os.write(self._fuse, _OUT.pack(_OUT.size + len(data), error, unique) + data)
 
     def _answer(self, opcode: int, body: memoryview) -> bytes | None:
         if opcode == _INIT:
