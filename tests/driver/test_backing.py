@@ -50,6 +50,7 @@ def backing() -> Iterator[KernelBacking]:
 
 
 def occupied(backing: KernelBacking) -> int:
+    backing.tidy()
     return os.fstat(backing.fd).st_blocks * 512
 
 
@@ -115,6 +116,7 @@ def test_the_pcmds_that_are_left_are_zero_where_a_page_was_discarded(
 ) -> None:
     backing.store([page(32), page(33), page(34)])
     backing.discard(33)
+    backing.tidy()
     entries = os.pread(backing.fd, 3 * 128, SIZE + 4096 + 32 * 128)
     assert entries == page(32)[2] + bytes(128) + page(34)[2]
 
@@ -192,6 +194,25 @@ def test_it_holds_what_a_dictionary_would(calls: list[tuple[bool, list[int]]]) -
         assert backing.pages_held == len(model)
         assert backing.bytes_held == occupied(backing) == (len(model) + len(groups)) * 4096
     backing.close()
+
+
+def test_pages_that_are_stored_again_before_they_have_become_holes_stay(
+    backing: KernelBacking,
+) -> None:
+    backing.store([page(index) for index in range(64, 96)])
+    for index in range(64, 96):
+        backing.discard(index)
+    assert os.fstat(backing.fd).st_blocks
+    backing.store([page(70, 1)])
+    backing.tidy()
+    assert backing.load(70) == page(70, 1)[1:]
+    assert backing.load(71) == (bytes(4096), bytes(128))
+    assert occupied(backing) == backing.bytes_held == 2 * 4096
+    # By themselves, where there are many.
+    backing.store([page(index) for index in range(256)])
+    for index in range(256):
+        backing.discard(index)
+    assert os.fstat(backing.fd).st_blocks * 512 < 128 * 4096
 
 
 def test_no_backing_takes_nothing() -> None:
@@ -296,6 +317,7 @@ def test_the_bytes_are_the_same_in_every_store(backing: KernelBacking, directory
         assert store.store([page(index) for index in reversed(indices[20:])]) == len(indices) - 20
         for index in (3, 35, SECS):
             store.discard(index)
+        store.tidy()
         assert (store.pages_held, store.bytes_held) == (len(indices) - 3, (40 + 4) * 4096)
     kernel = os.pread(backing.fd, store_size(SIZE), 0)
     # What punches has a hole where a page was discarded; memory keeps the ciphertext there.

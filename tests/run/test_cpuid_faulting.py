@@ -102,7 +102,7 @@ def stop(
         read=lambda at, length: code[at - RIP :][:length],
     )
     tracee: Any = SimpleNamespace(
-        regs=regs, load_regs=lambda: regs, mm=mm, inside=False, trapped=False
+        regs=regs, load_regs=lambda: regs, mm=mm, inside=False, trapped=False, borrowed=False
     )
     taken: list[str] = []
     monkeypatch.setattr("softsgx.run.traps.unforce", lambda *_: None)

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from softsgx.run import bpf, elrange_map, node_stat, notification, numbers, ptrace
+from softsgx.run import (
+    bpf,
+    elrange_map,
+    node_stat,
+    notification,
+    numbers,
+    page_faults,
+    ptrace,
+    userfaults,
+)
 
 _HEADERS = [
     "stddef.h",
@@ -72,7 +81,12 @@ def constants() -> dict[str, int]:
         "UFFDIO_API": elrange_map._UFFDIO_API,
         "UFFDIO_REGISTER": elrange_map._UFFDIO_REGISTER,
         "UFFD_API": elrange_map._UFFD_API,
-        "UFFD_FEATURE_SIGBUS": elrange_map._FEATURE_SIGBUS,
+        "UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_EXACT_ADDRESS"
+        " | UFFD_FEATURE_WP_HUGETLBFS_SHMEM": elrange_map._FEATURES,
+        "UFFDIO_WAKE": elrange_map._UFFDIO_WAKE,
+        "sizeof(struct uffd_msg)": userfaults._MESSAGE.size,
+        "UFFD_EVENT_PAGEFAULT": userfaults._PAGEFAULT,
+        "UFFD_PAGEFAULT_FLAG_WP": page_faults._FLAG_WP,
         "UFFDIO_REGISTER_MODE_MISSING": elrange_map._MODE_MISSING,
         "UFFD_USER_MODE_ONLY": elrange_map.USER_MODE_ONLY,
     }

@@ -3,6 +3,7 @@
 
 import errno
 import signal
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -65,6 +66,16 @@ def test_a_sandbox_that_kills_for_seccomp_is_named(softsgx: "Harness", action: s
 # What a page that is not there is told as, and who sees one that comes later, is the same.
 def test_holes(softsgx: "Harness") -> None:
     softsgx.checked("holes")
+
+
+def test_holes_where_threads_have_other_numbers(softsgx: "Harness") -> None:
+    # A userfaultfd tells the number of a thread in its own namespace.
+    namespace = ["unshare", "--pid", "--fork", "--"]
+    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a namespace of process ids is for root only")
+    ended = softsgx.run(*namespace, softsgx.program("holes"), *softsgx.enclave())
+    assert ended.status == 0, ended
+    assert ended.out.endswith("finished\n")
 
 
 @pytest.mark.parametrize("error", ERRORS)

@@ -119,6 +119,7 @@ class AddPageQueue:
         """Drop what is queued: nothing of it stays in the backing."""
         for index in self._requests:
             self._forget_data(index)
+        self._encl.backing.tidy()
         self._requests.clear()
         self._worker.emptied(self)
 
@@ -223,6 +224,8 @@ class AddPageQueue:
             index = self._encl.index(request.addr)
             del self._requests[index]
             self._forget_data(index)
+        # Now: what was forgotten is no ciphertext.
+        self._encl.backing.tidy()
         if not self._requests:
             self._worker.emptied(self)
 

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from softsgx.arch.secinfo import PAGE_SIZE
 from softsgx.arch.structures import Pcmd
+from softsgx.driver.page_array import neighbours
 
 PCMD_SIZE = Pcmd.SIZE
 PCMD_SHIFT = 5  # a page has 32 PCMDs
@@ -23,6 +24,8 @@ _PCMDS_A_PAGE = 1 << PCMD_SHIFT
 
 NO_PCMD = bytes(PCMD_SIZE)
 _IOV_MAX = 1024
+# So many pages that were loaded become holes at once.
+_SPENT_AT_ONCE = 64
 # include/uapi/linux/falloc.h
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
@@ -106,7 +109,14 @@ class Backing(Protocol):
         ...
 
     def discard(self, index: int) -> None:
-        """Forget a page that ELDU has taken: its PCMD becomes zero, its contents a hole where the store punches."""
+        """Forget a page that ELDU has taken: its PCMD becomes zero, its contents a hole where the store punches.
+
+        The store may put that off until ``tidy``.
+        """
+        ...
+
+    def tidy(self) -> None:
+        """Finish what ``discard`` has put off."""
         ...
 
     def close(self) -> None:
@@ -114,7 +124,7 @@ class Backing(Protocol):
         ...
 
 
-def neighbours(pages: list[Evicted]) -> list[list[Evicted]]:
+def writes(pages: list[Evicted]) -> list[list[Evicted]]:
     """Divide pages, in their order, into runs of neighbours: each run is one write."""
     runs: list[list[Evicted]] = []
     due = -1
@@ -171,6 +181,10 @@ class Held:
         self._masks[group] = mask ^ bit
         return False
 
+    def has_group(self, group: int) -> bool:
+        """Tell whether any page is held whose PCMD lies in a page of PCMDs."""
+        return group in self._masks
+
     def __contains__(self, index: int) -> bool:
         return bool(self._masks.get(index >> PCMD_SHIFT, 0) >> index % _PCMDS_A_PAGE & 1)
 
@@ -189,7 +203,8 @@ class KernelBacking:
     """The driver's own store: an anonymous sparse file, made when the first page is to be stored.
 
     A page that was loaded becomes a hole again, as does a page of PCMDs with its last entry
-    (__sgx_encl_eldu): the store is as large as what is evicted now.
+    (__sgx_encl_eldu): the store is as large as what is evicted now. That is done for several pages at
+    once, of which neighbours are one hole, and by ``tidy`` at the latest.
     """
 
     kills = False
@@ -203,6 +218,8 @@ class KernelBacking:
         self._pcmds = contents_size(size)
         self._fd = -1
         self._held = Held()
+        # Loaded, and still to be made holes.
+        self._spent: set[int] = set()
 
     @property
     def fd(self) -> int:
@@ -243,23 +260,27 @@ class KernelBacking:
             return 0
         fd, held = self._fd, self._held
         stored = 0
-        for run in neighbours(pages):
+        for run in writes(pages):
             first = run[0][0]
             written = write_at(fd, [page[1] for page in run], first * PAGE_SIZE) and write_at(
                 fd, [page[2] for page in run], self._pcmds + first * PCMD_SIZE
             )
             for index, _, _ in run:
                 held.add(index)
+                self._spent.discard(index)
             if not written:
                 # Out of memory: what is there of the run may not stay.
                 for index, _, _ in run:
                     self.discard(index)
+                self.tidy()
                 break
             stored += len(run)
         return stored
 
     def load(self, index: int) -> tuple[bytes, bytes]:
         """Return a page's contents and PCMD, zeros if it is not there; BackingFault."""
+        if index in self._spent:
+            self.tidy()
         fd = self._fd
         try:
             contents = os.pread(fd, PAGE_SIZE, index * PAGE_SIZE)
@@ -272,18 +293,34 @@ class KernelBacking:
 
     def discard(self, index: int) -> None:
         """Make a hole of the contents; the PCMD becomes zero, or a hole with the last one of its page."""
-        if index not in self._held:
+        held = self._held
+        if index not in held:
             return
-        fd = self._fd
-        punch(fd, index * PAGE_SIZE, PAGE_SIZE)
-        if self._held.remove(index):
-            punch(fd, self._pcmds + (index >> PCMD_SHIFT) * PAGE_SIZE, PAGE_SIZE)
-        else:
-            write_at(fd, [NO_PCMD], self._pcmds + index * PCMD_SIZE)
+        held.remove(index)
+        self._spent.add(index)
+        if len(self._spent) >= _SPENT_AT_ONCE:
+            self.tidy()
+
+    def tidy(self) -> None:
+        """Make holes of what was discarded."""
+        spent, self._spent = self._spent, set()
+        fd, held = self._fd, self._held
+        for first, count in neighbours(sorted(spent)):
+            punch(fd, first * PAGE_SIZE, count * PAGE_SIZE)
+            index = first
+            while index < first + count:
+                group = index >> PCMD_SHIFT
+                end = min(first + count, group + 1 << PCMD_SHIFT)
+                if held.has_group(group):
+                    write_at(fd, [NO_PCMD * (end - index)], self._pcmds + index * PCMD_SIZE)
+                else:
+                    punch(fd, self._pcmds + group * PAGE_SIZE, PAGE_SIZE)
+                index = end
 
     def close(self) -> None:
         """Give the file up."""
         self._held.clear()
+        self._spent.clear()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -313,6 +350,9 @@ class NoBacking:
         raise BackingFault(f"page {index:#x}: the enclave has no backing")
 
     def discard(self, index: int) -> None:
+        """Do nothing."""
+
+    def tidy(self) -> None:
         """Do nothing."""
 
     def close(self) -> None:

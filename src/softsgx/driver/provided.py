@@ -19,7 +19,7 @@ from softsgx.driver.backing import (
     BackingStalled,
     Evicted,
     Held,
-    neighbours,
+    writes,
 )
 from softsgx.driver.extent import Extent
 from softsgx.driver.worker import Job, Worker
@@ -91,7 +91,7 @@ class ExtentBacking:
     def store(self, pages: list[Evicted]) -> int:
         """Write contents and PCMDs; return how many pages, from the first, are in the store."""
         stored = 0
-        for run in neighbours(pages):
+        for run in writes(pages):
             first = run[0][0]
             for index, _, _ in run:
                 self._held.add(index)
@@ -146,6 +146,9 @@ class ExtentBacking:
         except OSError:
             # The page is in the EPC again; what a broken store keeps of it is ciphertext.
             return
+
+    def tidy(self) -> None:
+        """Do nothing: what is discarded is so at once, for the store's owner sees it."""
 
     def close(self) -> None:
         """Give the extents back, once."""
@@ -250,6 +253,9 @@ class BoundedBacking:
     def _discard(self, index: int) -> None:
         self._late.pop(index, None)
         self._store.discard(index)
+
+    def tidy(self) -> None:
+        """Do nothing."""
 
     def close(self) -> None:
         """Give the store up, when it has answered."""

@@ -58,6 +58,8 @@ class Reclaimer:
         self._killable: dict[Encl, None] = {}
         # There is work for ``background``.
         self.woken = False
+        # Whose backings may have put something off.
+        self._untidy: set[Encl] = set()
         self._batch_under_way = False
         # A batch has stayed because an address space would not let it go, or its store did not answer in
         # time: another time they may.
@@ -85,6 +87,7 @@ class Reclaimer:
 
     def ended(self, encl: "Encl", secs: PageIndex | None) -> None:
         """Forget an enclave whose pages are gone."""
+        self._untidy.discard(encl)
         self._killable.pop(encl, None)
         if secs is not None:
             self._encls.pop(secs, None)
@@ -137,6 +140,17 @@ class Reclaimer:
         if self.allocator.free_pages >= self.high or not self._reclaim_batch():
             self.woken = False
         return self.woken
+
+    @property
+    def untidy(self) -> bool:
+        """Whether ``tidy`` has something to do."""
+        return bool(self._untidy)
+
+    def tidy(self) -> None:
+        """Make holes in the stores of what has been loaded from them: nobody waits for that."""
+        for encl in self._untidy:
+            encl.backing.tidy()
+        self._untidy.clear()
 
     def allocated(self) -> None:
         """Look at the watermark after an allocation."""
@@ -343,6 +357,19 @@ class Reclaimer:
         DriverError if the store or the page's MAC fails: the page stays evicted, so that a store that is
         mended makes it readable again.  EpcExhausted and BackingStalled: the fault is to be taken again.
         """
+        allocator = self.allocator
+        if encl.secs_page is None or not allocator.free_pages:
+            self._make_ready(encl, index)
+        # While the room was made, somebody else may have loaded the page, or ended the enclave.
+        slot = encl.slot(index)
+        if slot is not None:
+            if not allocator.free_pages:
+                raise EpcExhausted(f"no EPC page for page {index:#x}")
+            self._load(encl, index, slot)
+        if allocator.free_pages < self.low:
+            self.woken = True
+
+    def _make_ready(self, encl: "Encl", index: int) -> None:
         pages_wanted = 1 if encl.secs_page is not None else 2
         if self.allocator.free_pages < pages_wanted and not self.make_room(pages_wanted, encl):
             raise EpcExhausted(f"no EPC page for page {index:#x}: nothing gives way")
@@ -351,13 +378,6 @@ class Reclaimer:
             if self.allocator.free_pages < 2:
                 raise EpcExhausted("no EPC page for the SECS")
             self._load(encl, encl.secs_index, encl.slot_of(encl.secs_index))
-        # While the room was made, somebody else may have loaded the page, or ended the enclave.
-        slot = encl.slot(index)
-        if slot is not None:
-            if not self.allocator.free_pages:
-                raise EpcExhausted(f"no EPC page for page {index:#x}")
-            self._load(encl, index, slot)
-        self.allocated()
 
     def _load(self, encl: "Encl", index: int, slot: int) -> None:
         try:
@@ -373,6 +393,7 @@ class Reclaimer:
             self._load_failed(encl, index, reason)
             raise DriverError(errno.EFAULT, reason)
         encl.backing.discard(index)
+        self._untidy.add(encl)
         stats = encl.stats
         stats.resident += 1
         stats.reloads += 1

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from softsgx.run.observe import Observer
     from softsgx.run.records import RecordTable
     from softsgx.run.revoke import Revoker
+    from softsgx.run.userfaults import Userfaults
 
 _SECCOMP_SET_MODE_FILTER = 1
 _SECCOMP_FILTER_FLAG_TSYNC = 1
@@ -53,6 +54,7 @@ class DeviceCalls:
         observer: "Observer",
         revoker: "Revoker",
         mappings: MappingCalls,
+        userfaults: "Userfaults",
     ) -> None:
         self._files = files
         self._mappings = mappings
@@ -60,6 +62,7 @@ class DeviceCalls:
         self._records = records
         self._observer = observer
         self._revoker = revoker
+        self._userfaults = userfaults
         self._filter = bpf.second_filter()
         # Processes whose threads cannot share the second filter, and the threads that have it.
         self._apart: WeakSet[Process] = WeakSet()
@@ -221,7 +224,7 @@ class DeviceCalls:
         """Enter a new mapping; an errno where it cannot have its protection, and is gone again."""
         mm = tracee.mm
         if mm.enclaves is None:
-            mm.enclaves = EnclaveMap(self._revoker, self._mappings.release)
+            mm.enclaves = EnclaveMap(self._revoker, self._mappings.release, self._userfaults)
         enclaves = mm.enclaves
         enclaves.add(vma)
         with tracee.injecting() as injector:
@@ -297,7 +300,7 @@ class DeviceCalls:
             try:
                 enclaves.watch(uffd)
             except OSError:
-                # A kernel whose userfaultfd knows no SIGBUS or no shared memory.
+                # A kernel whose userfaultfd does not write-protect shared memory.
                 os.close(uffd)
                 enclaves.refused = True
             else:

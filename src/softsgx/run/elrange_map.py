@@ -3,9 +3,8 @@
 
 Owns the list of enclave VMAs of an Mm and its userfaultfd. A mapping begins as PROT_NONE, and
 `settle` gives it its protection: a mapping that allows the touch of a hole makes a silent zero
-page. Where the userfaultfd watches, holes answer with SIGBUS (UFFD_FEATURE_SIGBUS), as does a write to
-a page that is on its way out, and only pages
-that allow less than the mapping stay PROT_NONE. Where there is none, all that must fault stays
+page. Where the userfaultfd watches, who touches a hole, or writes to a page that is on its way out,
+sleeps until it is answered (userfaults.py), and only pages that allow less than the mapping stay PROT_NONE. Where there is none, all that must fault stays
 so: an mprotect for each run of pages, and a SIGSEGV that the supervisor tells from the program's.
 
 Source: ioctl_userfaultfd(2), include/uapi/linux/userfaultfd.h.
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from softsgx.driver.legacy import LegacyMapping
     from softsgx.run.revoke import Revoker
     from softsgx.run.tracee import Injector, Tracee
+    from softsgx.run.userfaults import Userfaults
 
     Mapped = EnclaveFile | LegacyMapping
     Release = Callable[[Mapped], None]
@@ -39,9 +39,10 @@ _UFFDIO_API = 0xC018AA3F
 _UFFDIO_REGISTER = 0xC020AA00
 _UFFDIO_COPY = 0xC028AA03
 _UFFDIO_WRITEPROTECT = 0xC018AA06
+_UFFDIO_WAKE = 0x8010AA02
 _UFFD_API = 0xAA
-_FEATURE_SIGBUS = 1 << 7
-_FEATURE_WP_SHMEM = 1 << 12  # UFFD_FEATURE_WP_HUGETLBFS_SHMEM, Linux 5.19
+# UFFD_FEATURE_: THREAD_ID, EXACT_ADDRESS, and WP_HUGETLBFS_SHMEM of Linux 5.19.
+_FEATURES = 1 << 8 | 1 << 11 | 1 << 12
 _MODE_MISSING = 1
 _MODE_WP = 2
 _PROTECT = 1
@@ -112,19 +113,27 @@ class EnclaveVma:
 class EnclaveMap:
     """All enclave VMAs of an address space, in order.
 
-    `release` ends what still belongs to a mapping when the address space ends.
+    `release` ends what still belongs to a mapping when the address space ends. `userfaults` answers
+    whoever sleeps at a page.
     """
 
-    def __init__(self, revoker: "Revoker | None" = None, release: "Release | None" = None) -> None:
+    def __init__(
+        self,
+        revoker: "Revoker | None" = None,
+        release: "Release | None" = None,
+        userfaults: "Userfaults | None" = None,
+    ) -> None:
         self._vmas: list[EnclaveVma] = []
         self._starts: list[int] = []
         self._uffd = -1
         self.refused = False  # a userfaultfd cannot be had
         self.changing = 0  # so many changes are on their way: a fault may be due to one of them
+        self.placed = -1  # the page that was put in place last
         self.generation = 0  # counts what may make an access work that has faulted
         # Changes mappings that no userfaultfd watches, by one of the threads.
         self._revoker = revoker
         self._release = release
+        self._userfaults = userfaults
 
     def __len__(self) -> int:
         return len(self._vmas)
@@ -136,12 +145,10 @@ class EnclaveMap:
 
     def watch(self, uffd: int) -> None:
         """Take over the userfaultfd made in this address space and register what is mapped."""
-        fcntl.ioctl(
-            uffd,
-            _UFFDIO_API,
-            struct.pack("<QQQ", _UFFD_API, _FEATURE_SIGBUS | _FEATURE_WP_SHMEM, 0),
-        )
+        fcntl.ioctl(uffd, _UFFDIO_API, struct.pack("<QQQ", _UFFD_API, _FEATURES, 0))
         self._uffd = uffd
+        if self._userfaults is not None:
+            self._userfaults.watch(uffd, self)
         for vma in self._vmas:
             self._register(vma)
 
@@ -163,6 +170,8 @@ class EnclaveMap:
         self._vmas.clear()
         self._starts.clear()
         if self._uffd >= 0:
+            if self._userfaults is not None:
+                self._userfaults.forget(self._uffd)
             os.close(self._uffd)
             self._uffd = -1
         for file in files:
@@ -221,7 +230,7 @@ class EnclaveMap:
 
         If the thread that forks is not `alone`, another may have changed protections after the kernel's copy.
         """
-        child = EnclaveMap(self._revoker, self._release)
+        child = EnclaveMap(self._revoker, self._release, self._userfaults)
         stale = not alone or any(file.encl.dead for file in self.files())
         child.refused = self.refused
         for vma in self._vmas:
@@ -290,6 +299,12 @@ class EnclaveMap:
         with contextlib.suppress(OSError):
             fcntl.ioctl(self._uffd, _UFFDIO_WRITEPROTECT, argument)
 
+    def wake(self, address: int) -> None:
+        """Let those try again who sleep at a page."""
+        with contextlib.suppress(OSError):
+            argument = struct.pack("<QQ", address & -n.PAGE_SIZE, n.PAGE_SIZE)
+            fcntl.ioctl(self._uffd, _UFFDIO_WAKE, argument)
+
     def place(self, address: int, data: "bytes | bytearray | memoryview") -> bool:
         """Put a page that is absent into the enclave's memory and into this address space at once."""
         self.generation += 1
@@ -301,6 +316,7 @@ class EnclaveMap:
         except OSError:
             # Not watched, or unmapped by now; or somebody else's touch has made a page of zeros.
             return False
+        self.placed = address
         return True
 
     # -- the protection in force --------------------------------------------------------------

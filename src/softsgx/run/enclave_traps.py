@@ -30,6 +30,7 @@ from softsgx.run import numbers as n
 from softsgx.run import page_faults, ptrace
 from softsgx.run.cpuid_inside import InsideCpuid, at_cpuid
 from softsgx.run.delivery import (
+    BUS_ADRERR,
     SI_KERNEL,
     SIG_IGN,
     bit,
@@ -125,19 +126,10 @@ class EnclaveTraps:
 
     @staticmethod
     def on_missing(tracee: Tracee, address: int) -> bool:
-        """Handle a SIGBUS that is a page's which was evicted; tell whether. The registers are loaded."""
+        """Handle the stop of a thread at a page that was evicted; tell whether. The registers are loaded."""
         if not page_faults.missing(tracee, address):
             return False
-        if not tracee.inside:
-            unforce(tracee, n.SIGBUS)
-        elif handler_of(tracee.process.actions.get(n.SIGBUS)) == SIG_IGN:
-            tracee.fault_reset |= bit(n.SIGBUS)
-        # A walk through what is out stops again at the next page.
-        tracee.trapped = True
-        if tracee.borrowed:
-            resume(tracee)
-        else:
-            tracee.go_on()
+        resume(tracee)
         return True
 
     @staticmethod
@@ -172,7 +164,7 @@ class EnclaveTraps:
         if not page_faults.out_of_reach(tracee, code, address):
             return False
         unforce(tracee, n.SIGSEGV)
-        deliver(tracee, n.SIGBUS, siginfo(n.SIGBUS, page_faults.BUS_ADRERR, address))
+        deliver(tracee, n.SIGBUS, siginfo(n.SIGBUS, BUS_ADRERR, address))
         return True
 
     # -- ENCLU ------------------------------------------------------------------------------
@@ -339,7 +331,7 @@ class EnclaveTraps:
             return (
                 Event(VECTOR_PF, PFEC_U | PFEC_I, regs.rip),
                 n.SIGBUS,
-                siginfo(n.SIGBUS, page_faults.BUS_ADRERR, regs.rip & _PAGE_MASK),
+                siginfo(n.SIGBUS, BUS_ADRERR, regs.rip & _PAGE_MASK),
             )
         aep = lp.quads[_AEP]
         illegal = n.SIGILL, siginfo(n.SIGILL, _ILL_ILLOPN, aep)

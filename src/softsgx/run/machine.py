@@ -21,6 +21,7 @@ from softsgx.run.keeper import Keeper
 from softsgx.run.mapping_calls import MappingCalls
 from softsgx.run.records import RecordTable
 from softsgx.run.revoke import Revoker
+from softsgx.run.userfaults import Userfaults
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,8 +81,15 @@ class Machine:
         self.keeper = Keeper()
         self.files = DeviceFiles()
         self.mappings = MappingCalls(self.files, observer, self._release)
+        self.userfaults = Userfaults(waiter, tracees)
         self.device = DeviceCalls(
-            self.files, self.keeper, self._records, observer, Revoker(tracees), self.mappings
+            self.files,
+            self.keeper,
+            self._records,
+            observer,
+            Revoker(tracees),
+            self.mappings,
+            self.userfaults,
         )
         self.traps = EnclaveTraps(platform.processor, observer, self._records, xcr0)
 
@@ -100,6 +108,15 @@ class Machine:
     def reclaiming(self) -> bool:
         """Whether there is any of ksgxd's work."""
         return self._platform.driver.reclaimer.woken
+
+    @property
+    def untidy(self) -> bool:
+        """Whether something is left that may wait until nothing else happens."""
+        return self._platform.driver.reclaimer.untidy
+
+    def tidy(self) -> None:
+        """Do what may wait until nothing else happens."""
+        self._platform.driver.reclaimer.tidy()
 
     def open_node(self, tracee: "Tracee", node: str, flags: int) -> int:
         """Open a device node for a program; give our descriptor of the file."""
@@ -163,6 +180,8 @@ class Machine:
     def _snapshot(self) -> "dict[str, Any]":
         from softsgx.run.report import snapshot  # noqa: PLC0415  (few runs are asked)
 
+        # Who asks may look at the stores, too.
+        self.tidy()
         pids: dict[Encl, set[int]] = {}
         for process in {tracee.process for tracee in self._tracees.values()}:
             for file in process.mm.enclaves.files() if process.mm.enclaves is not None else ():

@@ -11,13 +11,18 @@ from softsgx.arch.exceptions import PFEC_I, PFEC_P, PFEC_SGX, PFEC_U, PFEC_W
 from softsgx.arch.secinfo import PT_TCS
 from softsgx.driver.reclaim import AGAIN
 from softsgx.run import numbers as n
+from softsgx.run.delivery import BUS_ADRERR
 from softsgx.run.elrange_map import too_many_runs
 from softsgx.run.mm import Refused
 from softsgx.run.revoke import pause
 from softsgx.run.tracee import Tracee
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from softsgx.run.elrange_map import EnclaveMap, EnclaveVma
+
 SEGV_ACCERR = 2
-BUS_ADRERR = 2
+_FLAG_WP = 1 << 1  # UFFD_PAGEFAULT_FLAG_WP
 _TOLD = {n.PROT_WRITE: PFEC_W, n.PROT_EXEC: PFEC_I}
 
 
@@ -42,19 +47,61 @@ def brought_in(tracee: Tracee, address: int) -> bool:
     encl.touched(page)
     if not encl.created or not encl.is_evicted(encl.index(page)):
         return False
-    elrange = vma.file.elrange
-    elrange.place = enclaves.place if vma.watched else None
     try:
-        return encl.load_page_in_vma(page, vma.prot) is None
+        return _loaded(enclaves, vma, page)
     except AGAIN:
         pause(tracee)
         return True
+
+
+def answered(enclaves: "EnclaveMap", address: int, flags: int) -> bool:
+    """Answer what a userfaultfd tells of a thread that sleeps at a page; False where it needs a stop.
+
+    `flags` are UFFD_PAGEFAULT_FLAG_*. AGAIN as `Encl.load_page_in_vma`.
+    """
+    vma = enclaves.find(address)
+    if vma is None or not vma.prot:
+        return False
+    page = address & -n.PAGE_SIZE
+    if not _loaded(enclaves, vma, page):
+        return False
+    if enclaves.placed == page:
+        # Who slept there has been woken.
+        return True
+    if not _there(vma, page):
+        return False
+    if flags & _FLAG_WP:
+        enclaves.unblock(page)
+    else:
+        # Somebody has brought it in meanwhile, to another address space perhaps.
+        enclaves.wake(page)
+    return True
+
+
+def _loaded(enclaves: "EnclaveMap", vma: "EnclaveVma", page: int) -> bool:
+    encl, elrange = vma.file.encl, vma.file.elrange
+    encl.touched(page)
+    enclaves.placed = -1
+    elrange.place = enclaves.place if vma.watched else None
+    try:
+        return encl.load_page_in_vma(page, vma.prot) is None
     finally:
         elrange.place = None
 
 
+def _there(vma: "EnclaveVma", page: int) -> bool:
+    encl = vma.file.encl
+    run = encl.page_array.find(page // n.PAGE_SIZE)
+    return (
+        run is not None
+        and run.type != PT_TCS
+        and bool(encl.page_prot(run, vma.prot))
+        and encl.translate(page) is not None
+    )
+
+
 def missing(tracee: Tracee, address: int) -> bool:
-    """Tell whether a SIGBUS is nobody's: the page was evicted, or was on its way out, and is there again."""
+    """Tell whether a fault at a hole is nobody's: the page was evicted, or was on its way out, and is there again."""
     if brought_in(tracee, address):
         return True
     enclaves = tracee.mm.enclaves
@@ -62,13 +109,7 @@ def missing(tracee: Tracee, address: int) -> bool:
     if enclaves is None or vma is None:
         return False
     page = address & -n.PAGE_SIZE
-    run = vma.file.encl.page_array.find(page // n.PAGE_SIZE)
-    if (
-        run is None
-        or run.type == PT_TCS
-        or not vma.file.encl.page_prot(run, vma.prot)
-        or vma.file.encl.translate(page) is None
-    ):
+    if not _there(vma, page):
         return False
     entry = tracee.mm.pagemap(page // n.PAGE_SIZE * 8, 8)
     state = entry[7] if len(entry) == 8 else _UFFD_WP

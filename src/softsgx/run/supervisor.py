@@ -24,7 +24,8 @@ from softsgx.run.path_sites import PathSites
 from softsgx.run.paths import PathCalls
 from softsgx.run.program import Programs
 from softsgx.run.ptrace import TraceeGone
-from softsgx.run.tracee import GROUP_STOPS, IGNORE, Process, Tracee, kernel_action
+from softsgx.run.sigaction import sigaction
+from softsgx.run.tracee import GROUP_STOPS, IGNORE, Process, Tracee
 from softsgx.run.traps import Traps
 from softsgx.run.waiting import Waiter
 
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from softsgx.run.vdso import VdsoImage
 
 _SYSCALL_STOP = n.SIGTRAP | 0x80
-_SIGSET_SIZE = 8  # the only sigsetsize that the kernel takes
 # How many stops are handled at most before the other descriptors get their turn.
 _BURST = 16
 # Seconds between two turns of a thread that waits for something that no descriptor tells.
@@ -124,16 +124,25 @@ class Supervisor:
         waiter = self._waiter
         for fd in (self._job.fd, listener.fd, self._inotify):
             waiter.watch(fd)
+        answered = False  # nothing but page faults, which are no stops
         try:
             while self._tracees:
-                waited = self._reap(waiter)
+                waited = not answered and self._reap(waiter)
                 if not waited and self._machine is not None:
                     waited = self._machine.background()
                 if not waited:
                     self._job.stop_with_program()
                 # Who pauses is asked again when anything has happened, or soon.
-                timeout = 0 if waited else _PAUSE if self._ready else -1
-                for fd in waiter.ready(timeout):
+                timeout = 0 if waited else _PAUSE if self._ready or self._untidy else -1
+                wanting = waiter.ready(timeout)
+                if not wanting and not waited and self._untidy:
+                    self._sgx.tidy()
+                answered = bool(wanting) and not waited and not self._ready
+                for fd in wanting:
+                    if self._machine is not None and fd in self._machine.userfaults:
+                        self._machine.userfaults.answer(fd)
+                        continue
+                    answered = False
                     if fd == listener.fd:
                         self._answer(listener)
                     elif fd == self._child:
@@ -221,6 +230,10 @@ class Supervisor:
                 self._tracees,
             )
         return self._machine
+
+    @property
+    def _untidy(self) -> bool:
+        return self._machine is not None and self._machine.untidy
 
     @property
     def _reclaiming(self) -> bool:
@@ -311,6 +324,8 @@ class Supervisor:
     def _on_stop(self, tracee: Tracee, status: int) -> None:
         number = (status >> 8) & 0xFF
         event = status >> 16
+        # Any other stop comes before the touch, which is made again.
+        fault, tracee.fault = tracee.fault, None
         if event == ptrace.EVENT_SECCOMP:
             self._on_seccomp(tracee)
         elif not event:
@@ -332,7 +347,7 @@ class Supervisor:
             else:
                 ptrace.listen(tracee.tid)
         else:
-            self._on_first_stop(tracee)
+            self._on_first_stop(tracee, fault)
 
     def _on_seccomp(self, tracee: Tracee) -> None:
         regs = tracee.load_regs()
@@ -356,36 +371,13 @@ class Supervisor:
                 tracee.store_regs()
                 ptrace.cont(tracee.tid)
             case n.SYS_RT_SIGACTION:
-                self._on_sigaction(tracee)
+                sigaction(tracee)
             case n.SYS_FSTAT | n.SYS_FTRUNCATE | n.SYS_FALLOCATE:
                 self._sgx.mappings.descriptor_call(tracee)
             case n.SYS_PTRACE:
                 self._on_ptrace(tracee)
             case _:
                 ptrace.cont(tracee.tid)
-
-    @staticmethod
-    def _on_sigaction(tracee: Tracee) -> None:
-        regs, process = tracee.regs, tracee.process
-        number = regs.rdi & 0xFFFFFFFF
-        action = tracee.mm.read(regs.rsi, 32)
-        if len(action) < 32 or regs.r10 != _SIGSET_SIZE:
-            ptrace.cont(tracee.tid)
-            return
-        before = process.actions.get(number)
-        process.record_action(number, action)
-        given = kernel_action(number, action)
-        was_changed = before is not None and kernel_action(number, before) != before
-        if given == action and not was_changed:
-            ptrace.cont(tracee.tid)
-            return
-        with tracee.mm.scratch_for(given) as at:
-            asked, regs.rsi = regs.rsi, at
-            result = tracee.run_to_exit()
-        regs.rsi = asked
-        if not result and was_changed and regs.rdx and before is not None:
-            tracee.mm.write(regs.rdx, before)
-        tracee.finish_call(result)
 
     def _on_ioctl(self, tracee: Tracee) -> None:
         if self._machine is None:
@@ -453,7 +445,7 @@ class Supervisor:
         if status is not None:
             self._ready.append((tid, status))
 
-    def _on_first_stop(self, tracee: Tracee) -> None:
+    def _on_first_stop(self, tracee: Tracee, fault: int | None) -> None:
         if self._stands_for_first(tracee):
             self._job.on_program_stop(0)
         if tracee.must_filter:
@@ -476,6 +468,9 @@ class Supervisor:
             return
         if tracee.revocations:
             self._carry_out_revocations(tracee)
+            return
+        if fault is not None:
+            self._traps.on_sleeper(tracee, fault)
             return
         tracee.go_on()
 

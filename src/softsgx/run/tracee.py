@@ -128,6 +128,8 @@ class Tracee:
         self.must_open = False  # at its first stop its memory must be opened
         self.must_watch = False  # at its first stop its mappings must be watched
         self.revocations: list[Revocation | Zap] = []  # at its next stop mappings must change
+        # The address at which it slept when it was interrupted, until its next stop.
+        self.fault: int | None = None
         self.held: list[tuple[int, bytes]] = []  # signals that it blocks, sent while it was inside
         self.record_slot = -1
         self.watched: object = None  # the enclave whose CPUID instructions stop the thread

@@ -8,12 +8,15 @@ bytes at RIP decide, never the signal alone. What concerns an enclave is enclave
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
 from softsgx.run.delivery import (
+    BUS_ADRERR,
     SI_KERNEL,
     SIGINFO_HEAD,
     TRAP_HWBKPT,
     bit,
+    deliver,
     pass_on,
     resume,
+    siginfo,
     unforce,
     unseen,
 )
@@ -92,13 +95,17 @@ class Traps:
         else:
             ptrace.cont(tracee.tid)
 
+    def on_sleeper(self, tracee: Tracee, address: int) -> None:
+        """Handle the stop of a thread that slept at a page of an enclave: a fault that no kernel has told."""
+        tracee.load_regs()
+        tracee.borrowed = True  # no signal can be delivered from this stop
+        if not self._enclaves().on_missing(tracee, address):
+            self._on_fault(tracee, n.SIGBUS, BUS_ADRERR, address)
+
     def _on_fault(self, tracee: Tracee, signal: int, code: int, address: int) -> None:
         regs = tracee.load_regs()
-        if tracee.mm.enclaves is not None:
-            if signal == n.SIGBUS and self._enclaves().on_missing(tracee, address):
-                return
-            if tracee.inside:
-                self._enclaves().bring_in_code(tracee)
+        if tracee.mm.enclaves is not None and tracee.inside:
+            self._enclaves().bring_in_code(tracee)
         # A page fault at RIP itself is a fetch that failed: no instruction was there to execute.
         if signal == n.SIGILL or (signal == n.SIGSEGV and address != regs.rip):
             head = tracee.mm.read(regs.rip, 3)
@@ -123,14 +130,18 @@ class Traps:
         elif regs.rip == tracee.mm.path_load and regs.rip:
             # A path call with a bad pointer: the kernel shall say so.
             regs.rip = tracee.mm.path_ask
-            unforce(tracee, signal)
+            if not tracee.borrowed:
+                unforce(tracee, signal)
             resume(tracee)
         elif not (
             signal == n.SIGSEGV
             and tracee.mm.enclaves is not None
             and self._enclaves().on_touch_outside(tracee, code, address)
         ):
-            pass_on(tracee, signal)
+            if tracee.borrowed:
+                deliver(tracee, signal, siginfo(signal, code, address))
+            else:
+                pass_on(tracee, signal)
 
     def _on_cpuid(self, tracee: Tracee, signal: int, length: int) -> None:
         regs = tracee.regs
