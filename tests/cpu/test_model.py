@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softsgx.arch.attributes import ATTRIBUTE_AEXNOTIFY, ATTRIBUTE_CET, ATTRIBUTE_INIT
-from softsgx.cpu.model import Model
+from softsgx.arch.leaves import Encls, Enclu
+from softsgx.cpu.model import DEFAULT_FEATURES, ENCLS_OF, ENCLU_OF, FEATURES, NOT_BUILT, Model
 from softsgx.errors import SoftsgxError
 
 NATIVE = (0x0D, 0x11, 0x22, 0x33)
@@ -48,6 +49,54 @@ def test_leaf_12h_is_not_the_hosts() -> None:
     # SGX1 and the oversubscription leaves: no SGX2, no AEX-Notify.
     assert (eax, ebx, ecx) == (1 << 6 | 1, 1, 0)
     assert edx == 0x2F1F
+
+
+# Bits of CPUID.12H.0:EAX, of ATTRIBUTES and of MISCSELECT, as the manual has them.
+TOLD = {
+    "sgx2": (1, None, None),
+    "oversub": (6, None, None),
+    "everifyreport2": (7, None, None),
+    "eupdatesvn": (10, None, None),
+    "aex-notify": (11, 10, None),
+    "kss": (None, 7, None),
+    "exinfo": (None, None, 0),
+}
+
+
+def test_a_processor_without_features_is_sgx1() -> None:
+    model = Model(features=frozenset())
+    assert model.cpuid(0x12, 0, NATIVE) == (1, 0, 0, 0x2F1F)
+    assert model.cpuid(0x12, 1, NATIVE)[0] == 0x36
+    assert model.encls == {*range(0x0D)}
+    assert model.enclu == {*range(5)}
+
+
+@pytest.mark.parametrize("feature", sorted(set(FEATURES) - NOT_BUILT))
+def test_a_feature_adds_its_bits_and_its_leaves(feature: str) -> None:
+    without, model = Model(features=frozenset()), Model(features=frozenset({feature}))
+    first, second = (
+        (each.cpuid(0x12, 0, ZERO), each.cpuid(0x12, 1, ZERO)) for each in (without, model)
+    )
+    bits = [
+        second[0][0] ^ first[0][0],
+        second[1][0] ^ first[1][0],
+        second[0][1] ^ first[0][1],
+    ]
+    assert bits == [0 if bit is None else 1 << bit for bit in TOLD[feature]]
+    assert model.encls - without.encls == {*ENCLS_OF.get(feature, ())}
+    assert model.enclu - without.enclu == {*ENCLU_OF.get(feature, ())}
+
+
+def test_every_leaf_is_of_sgx1_or_of_one_feature() -> None:
+    for leaves, of, first in ((Encls, ENCLS_OF, 0x0D), (Enclu, ENCLU_OF, 5)):
+        beyond = sorted(leaf for leaf in leaves if leaf >= first)
+        assert sorted(leaf for of_feature in of.values() for leaf in of_feature) == beyond
+
+
+@pytest.mark.parametrize("feature", ["sgx3", *sorted(NOT_BUILT)])
+def test_what_is_not_built_is_no_feature(feature: str) -> None:
+    with pytest.raises(SoftsgxError, match=f"no feature '{feature}'"):
+        Model(features=DEFAULT_FEATURES | {feature})
 
 
 def test_the_settable_attributes_are_those_that_are_built() -> None:

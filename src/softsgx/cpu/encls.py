@@ -424,7 +424,10 @@ def encls(
 
     EDBGWR takes the value itself in RBX. #GP for a leaf that is not supported.
     """
-    match leaf & 0xFFFF_FFFF:
+    leaf &= 0xFFFF_FFFF
+    if leaf not in cpu.model.encls:
+        raise Fault.gp(f"ENCLS leaf {leaf:#x} is not supported")
+    match leaf:
         case 0x00:
             ecreate(cpu, memory, rbx, rcx)
         case 0x01:
@@ -443,10 +446,8 @@ def encls(
             eextend(cpu, rbx, rcx)
         case 0x0A:
             epa(cpu, rbx, rcx)
-        case 0x07 | 0x08 | 0x09 | 0x0B | 0x0C | 0x10 | 0x11 | 0x12 | 0x13:
-            return _paging(cpu, memory, leaf & 0xFFFF_FFFF, rbx, rcx, rdx), rbx
         case _:
-            raise Fault.gp(f"ENCLS leaf {leaf:#x} is not supported")
+            return _paging(cpu, memory, leaf, rbx, rcx, rdx), rbx
     return LeafCode.NO_ERROR, rbx
 
 

@@ -5,6 +5,7 @@ Only what is built is claimed. The vendor and everything outside SGX stay the ho
 """
 
 from softsgx.arch.attributes import (
+    ATTRIBUTE_AEXNOTIFY,
     ATTRIBUTE_DEBUG,
     ATTRIBUTE_EINITTOKENKEY,
     ATTRIBUTE_KSS,
@@ -47,9 +48,36 @@ _EPC_PHYSICAL_BASE = 0x10_0000_0000
 # The EPCM's column of owners holds 32-bit page numbers.
 _EPC_MAXIMUM = 1 << 44
 
+# What a processor with SGX1 may have besides: its bit of CPUID.12H.0:EAX, the bit of ATTRIBUTES and that of
+# MISCSELECT that come with it.
+FEATURES = {
+    "sgx2": (1 << 1, 0, 0),
+    "oversub": (1 << 6, 0, 0),
+    "everifyreport2": (1 << 7, 0, 0),
+    "eupdatesvn": (1 << 10, 0, 0),
+    "aex-notify": (1 << 11, ATTRIBUTE_AEXNOTIFY, 0),
+    "kss": (0, ATTRIBUTE_KSS, 0),
+    "exinfo": (0, 0, MISC_EXINFO),
+}
+NOT_BUILT = frozenset({"sgx2", "everifyreport2", "eupdatesvn", "aex-notify"})
+# EVERIFYREPORT2 comes with TDX, whose reports nothing here can make.
+DEFAULT_FEATURES = frozenset(FEATURES) - NOT_BUILT - {"everifyreport2"}
+# The leaves of a feature, by number; all others are SGX1's.
+ENCLS_OF = {
+    "sgx2": (0x0D, 0x0E, 0x0F),  # EAUG, EMODPR, EMODT
+    "oversub": (0x10, 0x11, 0x12, 0x13),  # ERDINFO, ETRACKC, ELDBC, ELDUC
+    "eupdatesvn": (0x18,),
+}
+ENCLU_OF = {
+    "sgx2": (5, 6, 7),  # EACCEPT, EMODPE, EACCEPTCOPY
+    "everifyreport2": (8,),
+    "aex-notify": (9,),  # EDECCSSA
+}
+_ENCLS_SGX1 = 0x0C
+_ENCLU_SGX1 = 0x04
+
 _LEAF_SGX = 0x12
 _SGX1 = 1 << 0
-_OVERSUB = 1 << 6
 _LEAF7_EBX_SGX = 1 << 2
 _LEAF7_ECX_SGX_LC = 1 << 30
 _SECTION_VALID = 1
@@ -68,13 +96,17 @@ class Model:
     ``epc_bytes`` is the EPC that CPUID reports. ``xcr0`` is the host's XCR0: XFRM offers of it what an
     enclave may have, because the host's XSAVE area is what an enclave's XSAVE really writes.
     ``xsave_sizes`` is (size, offset) by component, CPUID.0DH's EAX and EBX. ``max_leaf`` is the host's
-    highest basic CPUID leaf, CPUID.0:EAX.
+    highest basic CPUID leaf, CPUID.0:EAX. ``features`` are names of FEATURES; ``encls`` and ``enclu`` are
+    the leaves that it has by them.
     """
 
     __slots__ = (
         "attributes",
         "cpuid_rows",
+        "encls",
+        "enclu",
         "epc_bytes",
+        "features",
         "max_leaf",
         "miscselect",
         "xfrm",
@@ -87,22 +119,29 @@ class Model:
         xcr0: int = 7,
         xsave_sizes: dict[int, tuple[int, int]] | None = None,
         max_leaf: int = _LEAF_SGX,
+        features: frozenset[str] = DEFAULT_FEATURES,
     ) -> None:
         if epc_bytes < 4096 or epc_bytes % 4096 or epc_bytes >= _EPC_MAXIMUM - 4096:
             raise SoftsgxError(
                 f"an EPC of {epc_bytes} bytes; a multiple of 4096 below {_EPC_MAXIMUM} is wanted"
             )
+        for feature in sorted(features):
+            if feature not in FEATURES or feature in NOT_BUILT:
+                built = ", ".join(name for name in FEATURES if name not in NOT_BUILT)
+                raise SoftsgxError(f"no feature {feature!r} of a processor; there are {built}")
+        self.features = features
+        self.encls = _leaves(features, ENCLS_OF, _ENCLS_SGX1)
+        self.enclu = _leaves(features, ENCLU_OF, _ENCLU_SGX1)
         self.epc_bytes = epc_bytes
         self.max_leaf = max_leaf
         self.xsave_sizes = dict(XSAVE_SIZES if xsave_sizes is None else xsave_sizes)
         self.attributes = (
-            ATTRIBUTE_DEBUG
-            | ATTRIBUTE_MODE64BIT
-            | ATTRIBUTE_PROVISIONKEY
-            | ATTRIBUTE_EINITTOKENKEY
-            | ATTRIBUTE_KSS
+            ATTRIBUTE_DEBUG | ATTRIBUTE_MODE64BIT | ATTRIBUTE_PROVISIONKEY | ATTRIBUTE_EINITTOKENKEY
         )
-        self.miscselect = MISC_EXINFO
+        self.miscselect = 0
+        for feature in features:
+            self.attributes |= FEATURES[feature][1]
+            self.miscselect |= FEATURES[feature][2]
         possible = XFRM_LEGACY | XFRM_AVX | XFRM_MPX | XFRM_AVX512 | XFRM_PKRU | XFRM_AMX
         known = XFRM_LEGACY | sum(1 << component for component in self.xsave_sizes)
         self.xfrm = xcr0 & possible & known | XFRM_LEGACY
@@ -167,7 +206,10 @@ class Model:
     def _cpuid_sgx(self, subleaf: int) -> Cpuid:
         if subleaf == 0:
             sizes = MAX_ENCLAVE_SIZE_64 << 8 | MAX_ENCLAVE_SIZE_NOT64
-            return _SGX1 | _OVERSUB, self.miscselect, 0, sizes
+            told = _SGX1
+            for feature in self.features:
+                told |= FEATURES[feature][0]
+            return told, self.miscselect, 0, sizes
         if subleaf == 1:
             return (*_halves(self.attributes), *_halves(self.xfrm))
         if subleaf == 2:
@@ -180,6 +222,13 @@ class Model:
                 size_high,
             )
         return 0, 0, 0, 0
+
+
+def _leaves(
+    features: frozenset[str], leaves_of: dict[str, tuple[int, ...]], last: int
+) -> frozenset[int]:
+    more = (leaf for feature in features for leaf in leaves_of.get(feature, ()))
+    return frozenset((*range(last + 1), *more))
 
 
 def _halves(value: int) -> tuple[int, int]:

@@ -131,7 +131,7 @@ def enclu(cpu: Processor, lp: LogicalProcessor, regs: Registers) -> int:
     A Fault leaves registers and state as they were.
     """
     leaf = regs.rax & 0xFFFF_FFFF
-    if leaf > _EEXIT:
+    if leaf > _EEXIT and leaf not in cpu.model.enclu:
         raise Fault.gp(f"ENCLU leaf {leaf:#x} is not supported")
     inside = lp.words[_MODE] == MODE_INSIDE
     if leaf == _EENTER:
