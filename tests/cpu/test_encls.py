@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from softsgx.arch.attributes import (
-    ATTRIBUTE_AEXNOTIFY,
+    ATTRIBUTE_CET,
     ATTRIBUTE_INIT,
     ATTRIBUTE_KSS,
     ATTRIBUTE_MODE64BIT,
@@ -56,7 +56,7 @@ def u64(value: int) -> bytes:
         ({"size": 0x3000}, "power of two"),
         ({"baseaddr": 0x7F00_0000_1000}, "aligned to SIZE"),
         ({"attributes": ATTRIBUTE_MODE64BIT | ATTRIBUTE_INIT}, "ATTRIBUTES"),
-        ({"attributes": ATTRIBUTE_MODE64BIT | ATTRIBUTE_AEXNOTIFY}, "ATTRIBUTES"),
+        ({"attributes": ATTRIBUTE_MODE64BIT | ATTRIBUTE_CET}, "ATTRIBUTES"),
         ({"configsvn": 1}, "KSS"),
         ({"configid": b"\1" * 64}, "KSS"),
         # Two wrongs: the manual's first is told.

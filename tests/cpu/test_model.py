@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softsgx.arch.attributes import ATTRIBUTE_AEXNOTIFY, ATTRIBUTE_CET, ATTRIBUTE_INIT
+from softsgx.arch.attributes import ATTRIBUTE_CET, ATTRIBUTE_INIT
 from softsgx.arch.leaves import Encls, Enclu
 from softsgx.cpu.model import DEFAULT_FEATURES, ENCLS_OF, ENCLU_OF, FEATURES, NOT_BUILT, Model
 from softsgx.errors import SoftsgxError
@@ -46,8 +46,8 @@ def test_leaves_between_the_hosts_last_and_12h_are_empty(max_leaf: int) -> None:
 def test_leaf_12h_is_not_the_hosts() -> None:
     model = Model()
     eax, ebx, ecx, edx = model.cpuid(0x12, 0, (0xFFFF_FFFF,) * 4)
-    # SGX1 and the oversubscription leaves: no SGX2, no AEX-Notify.
-    assert (eax, ebx, ecx) == (1 << 6 | 1, 1, 0)
+    # SGX1, the oversubscription leaves, AEX-Notify.
+    assert (eax, ebx, ecx) == (1 << 11 | 1 << 6 | 1, 1, 0)
     assert edx == 0x2F1F
 
 
@@ -101,8 +101,8 @@ def test_what_is_not_built_is_no_feature(feature: str) -> None:
 
 def test_the_settable_attributes_are_those_that_are_built() -> None:
     eax, ebx, ecx, edx = Model(xcr0=0xE7).cpuid(0x12, 1, NATIVE)
-    assert (eax, ebx, ecx, edx) == (0xB6, 0, 0xE7, 0)
-    assert not eax & (ATTRIBUTE_INIT | ATTRIBUTE_CET | ATTRIBUTE_AEXNOTIFY)
+    assert (eax, ebx, ecx, edx) == (0x4B6, 0, 0xE7, 0)
+    assert not eax & (ATTRIBUTE_INIT | ATTRIBUTE_CET)
 
 
 @pytest.mark.parametrize("size", [4096, 128 << 20, 64 << 30])

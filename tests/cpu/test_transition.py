@@ -144,7 +144,7 @@ def test_leaves_on_the_wrong_side_are_refused(built: Any, gp: Any) -> None:
     for leaf in (EENTER, ERESUME):
         built.regs.rax = leaf
         assert "inside" in gp(lambda: enclu(built.cpu, built.lp, built.regs))
-    for leaf in (5, 6, 7, 8, 9, 10, 0xFFFF_FFFF):
+    for leaf in (10, 0x10, 0xFFFF_FFFF):
         built.regs.rax = leaf
         assert "not supported" in gp(lambda: enclu(built.cpu, built.lp, built.regs))
 

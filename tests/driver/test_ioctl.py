@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from softsgx.arch.attributes import (
-    ATTRIBUTE_AEXNOTIFY,
+    ATTRIBUTE_CET,
     ATTRIBUTE_DEBUG,
     ATTRIBUTE_EINITTOKENKEY,
     ATTRIBUTE_INIT,
@@ -205,7 +205,7 @@ def test_create_that_no_file_can_back_is_einval(bench: Any) -> None:
         {"ssaframesize": 0},
         {"attributes": ATTRIBUTE_MODE64BIT | ATTRIBUTE_INIT},
         {"attributes": ATTRIBUTE_MODE64BIT | 1 << 3},
-        {"attributes": ATTRIBUTE_MODE64BIT | ATTRIBUTE_AEXNOTIFY},
+        {"attributes": ATTRIBUTE_MODE64BIT | ATTRIBUTE_CET},
         {"attributes": ATTRIBUTE_MODE64BIT | 1 << 63},
         {"miscselect": MISC_CPINFO},
         {"xfrm": 1},
@@ -305,7 +305,7 @@ def test_init_with_an_attribute_not_granted_is_eacces_before_the_masks(
     [
         {"attributes": ATTRIBUTE_MODE64BIT | 1 << 3},
         {"attributes": ATTRIBUTE_MODE64BIT | ATTRIBUTE_INIT},
-        {"attributes": ATTRIBUTE_MODE64BIT | ATTRIBUTE_AEXNOTIFY},
+        {"attributes": ATTRIBUTE_MODE64BIT | ATTRIBUTE_CET},
         {"attributes": ATTRIBUTE_MODE64BIT | 1 << 63},
         {"miscselect": MISC_CPINFO},
         {"xfrm": XFRM_LEGACY | XFRM_AMX},

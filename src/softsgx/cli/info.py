@@ -15,17 +15,7 @@ HELP = "show what this machine offers and what the platform claims"
 
 WARNING = "SGX in software: for development and tests, never for secrets."
 
-# Leaves that the processor refuses with #GP, and that its CPUID does not claim.
-ENCLS_NOT_MODELLED = {
-    "SGX2": ("EAUG", "EMODPR", "EMODT"),
-    "SVN update": ("EUPDATESVN",),
-}
-ENCLU_NOT_MODELLED = {
-    "SGX2": ("EACCEPT", "EMODPE", "EACCEPTCOPY"),
-    "attestation": ("EVERIFYREPORT2",),
-    "AEX-Notify": ("EDECCSSA",),
-}
-# What else differs from silicon: name, and what happens instead.
+# What differs from silicon, the leaves of features that are not built aside: name, and what happens instead.
 NOT_MODELLED = (
     (
         "the accessed bit",
@@ -33,7 +23,7 @@ NOT_MODELLED = (
     ),
     ("AEX by a shootdown", "a page that goes out drives no thread out of its enclave"),
     ("SGX2 ioctls", "RESTRICT_PERMISSIONS, MODIFY_TYPES and REMOVE_PAGES (EDMM) give ENODEV"),
-    ("AEX-Notify, CET", "not claimed: CREATE gives EIO, and INIT gives EINVAL"),
+    ("CET", "not claimed: CREATE gives EIO, and INIT gives EINVAL"),
     ("ENCLV, virtual EPC", "#UD; there is no /dev/sgx_vepc"),
     ("32-bit enclaves", "they can be built and measured; EENTER is #GP"),
     ("enclaves of 2^47 bytes and more", "not claimed: CREATE gives EIO"),
@@ -106,11 +96,17 @@ def claims() -> "Model | None":
 
 def not_modelled() -> list[tuple[str, str]]:
     """List by name what silicon has and this platform has not, each with what happens instead."""
-    leaves = [
-        (f"{instruction} {', '.join(names)} ({feature})", "#GP, and not claimed by CPUID")
-        for instruction, features in (("ENCLS", ENCLS_NOT_MODELLED), ("ENCLU", ENCLU_NOT_MODELLED))
-        for feature, names in features.items()
-    ]
+    from softsgx.arch.leaves import Encls, Enclu  # noqa: PLC0415
+    from softsgx.cpu.model import ENCLS_OF, ENCLU_OF, NOT_BUILT  # noqa: PLC0415
+
+    leaves = []
+    for instruction, kind, of in (("ENCLS", Encls, ENCLS_OF), ("ENCLU", Enclu, ENCLU_OF)):
+        for feature, numbers in of.items():
+            if feature in NOT_BUILT:
+                names = ", ".join(kind(number).name for number in numbers)
+                leaves.append(
+                    (f"{instruction} {names} ({feature})", "#GP, and not claimed by CPUID")
+                )
     return leaves + list(NOT_MODELLED)
 
 

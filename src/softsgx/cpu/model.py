@@ -12,6 +12,8 @@ from softsgx.arch.attributes import (
     ATTRIBUTE_MODE64BIT,
     ATTRIBUTE_PROVISIONKEY,
     MISC_EXINFO,
+    TCS_AEXNOTIFY,
+    TCS_DBGOPTIN,
     XFRM_AMX,
     XFRM_AVX,
     XFRM_AVX512,
@@ -59,7 +61,7 @@ FEATURES = {
     "kss": (0, ATTRIBUTE_KSS, 0),
     "exinfo": (0, 0, MISC_EXINFO),
 }
-NOT_BUILT = frozenset({"sgx2", "everifyreport2", "eupdatesvn", "aex-notify"})
+NOT_BUILT = frozenset({"sgx2", "everifyreport2", "eupdatesvn"})
 # EVERIFYREPORT2 comes with TDX, whose reports nothing here can make.
 DEFAULT_FEATURES = frozenset(FEATURES) - NOT_BUILT - {"everifyreport2"}
 # The leaves of a feature, by number; all others are SGX1's.
@@ -97,7 +99,7 @@ class Model:
     enclave may have, because the host's XSAVE area is what an enclave's XSAVE really writes.
     ``xsave_sizes`` is (size, offset) by component, CPUID.0DH's EAX and EBX. ``max_leaf`` is the host's
     highest basic CPUID leaf, CPUID.0:EAX. ``features`` are names of FEATURES; ``encls`` and ``enclu`` are
-    the leaves that it has by them.
+    the leaves that it has by them, ``tcs_flags`` the bits that TCS.FLAGS may have.
     """
 
     __slots__ = (
@@ -109,6 +111,7 @@ class Model:
         "features",
         "max_leaf",
         "miscselect",
+        "tcs_flags",
         "xfrm",
         "xsave_sizes",
     )
@@ -142,6 +145,7 @@ class Model:
         for feature in features:
             self.attributes |= FEATURES[feature][1]
             self.miscselect |= FEATURES[feature][2]
+        self.tcs_flags = TCS_DBGOPTIN | (TCS_AEXNOTIFY if "aex-notify" in features else 0)
         possible = XFRM_LEGACY | XFRM_AVX | XFRM_MPX | XFRM_AVX512 | XFRM_PKRU | XFRM_AMX
         known = XFRM_LEGACY | sum(1 << component for component in self.xsave_sizes)
         self.xfrm = xcr0 & possible & known | XFRM_LEGACY

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ENCLU, and the leaves that move control: EENTER, ERESUME, EEXIT, and the asynchronous exit.
+"""ENCLU, and the leaves that move control: EENTER, ERESUME, EEXIT, EDECCSSA, and the asynchronous exit.
 
 A leaf that faults has changed nothing. All that a transition keeps is in the thread's ThreadRecord and
 the TCS's TcsRecord, where code inside the program could do the same. STATE is written last on the way
@@ -7,9 +7,12 @@ in and on the way out, so that who finds a TCS inactive finds the rest of it set
 """
 
 from softsgx.arch.attributes import (
+    ATTRIBUTE_AEXNOTIFY,
     ATTRIBUTE_MODE64BIT,
     MISC_EXINFO,
+    SSA_AEXNOTIFY,
     TCS_ACTIVE,
+    TCS_AEXNOTIFY,
     TCS_DBGOPTIN,
     TCS_INACTIVE,
 )
@@ -72,6 +75,7 @@ _EGETKEY = 1
 _EENTER = 2
 _ERESUME = 3
 _EEXIT = 4
+_EDECCSSA = 9
 
 _MODE = ThreadRecord.OFFSETS["mode"] // 4
 _SELECTOR = ThreadRecord.OFFSETS["selector"]
@@ -149,6 +153,10 @@ def enclu(cpu: Processor, lp: LogicalProcessor, regs: Registers) -> int:
     if leaf == _EEXIT:
         eexit(cpu, lp, regs)
         return leaf
+    if leaf == _EDECCSSA:
+        edeccssa(cpu, lp)
+        regs.rip += ENCLU_LENGTH
+        return leaf
     from softsgx.cpu import keys  # noqa: PLC0415  # most programs never use them
 
     if leaf == _EREPORT:
@@ -182,9 +190,14 @@ def _tcs(cpu: Processor, lp: LogicalProcessor, address: int, aep: int) -> Thread
         raise Fault.gp("TCS.OFSBASGX or OGSBASGX is not page aligned")
     if not (canonical(thread.fsbase) and canonical(thread.gsbase)):
         raise Fault.gp("the enclave's FS or GS base is not canonical")
-    if thread.flags & ~TCS_DBGOPTIN:
-        raise Fault.gp(f"TCS.FLAGS {thread.flags:#x} has reserved bits")
+    flags = thread.flags
+    if flags & ~cpu.model.tcs_flags:
+        raise Fault.gp(f"TCS.FLAGS {flags:#x} has reserved bits")
     secs = thread.secs
+    if not flags & TCS_DBGOPTIN and bool(flags & TCS_AEXNOTIFY) != bool(
+        secs.attributes & ATTRIBUTE_AEXNOTIFY
+    ):
+        raise Fault.gp("TCS.FLAGS.AEXNOTIFY is not what SECS.ATTRIBUTES.AEXNOTIFY is")
     if not secs.initialised:
         raise Fault.gp("the enclave is not initialised")
     if not secs.attributes & ATTRIBUTE_MODE64BIT:
@@ -262,6 +275,11 @@ def eenter(cpu: Processor, lp: LogicalProcessor, regs: Registers) -> None:
     if cssa >= thread.nssa:
         raise Fault.gp(f"TCS.CSSA {cssa} is not below NSSA {thread.nssa}")
     _check_frame(cpu, lp, thread, cssa)
+    _enter(lp, regs, thread, cssa)
+
+
+def _enter(lp: LogicalProcessor, regs: Registers, thread: Thread, cssa: int) -> None:
+    """Begin at OENTRY with an SSA frame that has been checked."""
     if not canonical(thread.oentry):
         raise Fault.gp(f"the entry point {thread.oentry:#x} is not canonical")
     if thread.words[STATE] != TCS_INACTIVE:
@@ -280,7 +298,10 @@ def eenter(cpu: Processor, lp: LogicalProcessor, regs: Registers) -> None:
 
 
 def eresume(cpu: Processor, lp: LogicalProcessor, regs: Registers) -> None:
-    """ERESUME: go on from the last SSA frame of the TCS in RBX, with RCX as the AEP."""
+    """ERESUME: go on from the last SSA frame of the TCS in RBX, with RCX as the AEP.
+
+    Where the frame asks for AEX-Notify, enter with the next one instead: the enclave itself goes on.
+    """
     thread = _tcs(cpu, lp, regs.rbx, regs.rcx)
     cssa = thread.words[CSSA]
     # Beyond NSSA is what only software that shares the record can have written.
@@ -290,6 +311,13 @@ def eresume(cpu: Processor, lp: LogicalProcessor, regs: Registers) -> None:
     frame = _check_frame(cpu, lp, thread, cssa)
     secs = thread.secs
     gprsgx = Gprsgx.decode(secs.elrange.read(thread.gprsgx(cssa), Gprsgx.SIZE))
+    if thread.flags & TCS_AEXNOTIFY and gprsgx.aexnotify & SSA_AEXNOTIFY:
+        cssa += 1
+        if cssa >= thread.nssa:
+            raise Fault.gp(f"AEX-Notify, and TCS.CSSA {cssa} is not below NSSA {thread.nssa}")
+        _check_frame(cpu, lp, thread, cssa)
+        _enter(lp, regs, thread, cssa)
+        return
     if not canonical(gprsgx.rip):
         raise Fault.gp(f"SSA RIP {gprsgx.rip:#x} is not canonical")
     if not (canonical(gprsgx.fsbase) and canonical(gprsgx.gsbase)):
@@ -331,6 +359,16 @@ def eexit(_cpu: Processor, lp: LogicalProcessor, regs: Registers) -> None:
         # Not only set: natively POPF sets TF inside, and outside it must not go on to step.
         regs.rflags = regs.rflags & ~RFLAGS_TF | record[_HOST_RFLAGS] & RFLAGS_TF
     _release(lp, thread)
+
+
+def edeccssa(cpu: Processor, lp: LogicalProcessor) -> None:
+    """EDECCSSA: the next AEX goes to the frame below; nothing else changes."""
+    thread = _inside(lp)
+    if not lp.cssa:
+        raise Fault.gp("EDECCSSA, and CSSA is 0")
+    _check_frame(cpu, lp, thread, lp.cssa - 1)
+    lp.cssa -= 1
+    thread.words[CSSA] = lp.cssa
 
 
 def aex(cpu: Processor, lp: LogicalProcessor, regs: Registers, event: Event) -> None:

@@ -8,6 +8,7 @@ docs/drivers.md says so.  The order of the checks is its own.
 import errno
 from typing import TYPE_CHECKING
 
+from softsgx.arch.attributes import ATTRIBUTES_UNPRIVILEGED
 from softsgx.arch.ioctl import (
     SGX_IOC_ENCLAVE_ADD_PAGES,
     SGX_IOC_ENCLAVE_CREATE,
@@ -24,7 +25,7 @@ from softsgx.arch.ioctl import (
 from softsgx.arch.secinfo import PAGE_SIZE, SECINFO_X
 from softsgx.arch.structures import Secinfo, Secs, Sigstruct
 from softsgx.driver.driver import EnclaveFile
-from softsgx.driver.encl import ATTRIBUTES_UNPRIVILEGED, Encl
+from softsgx.driver.encl import Encl
 from softsgx.driver.epcm_encl import EpcmEncl
 from softsgx.driver.ioctl import (
     create_enclave,

@@ -9,7 +9,7 @@ threads may map, fault and enter, but ``ioctl_in_flight`` keeps the enclave's ot
 import errno
 from typing import TYPE_CHECKING
 
-from softsgx.arch.attributes import ATTRIBUTE_DEBUG, ATTRIBUTE_KSS, ATTRIBUTE_MODE64BIT
+from softsgx.arch.attributes import ATTRIBUTES_UNPRIVILEGED
 from softsgx.arch.secinfo import PAGE_SIZE, PT_TCS, PT_VA, VA_SLOTS
 from softsgx.arch.structures import Pageinfo, Secinfo, Secs
 from softsgx.cpu.encls import eadd_pages, ecreate, epa, eremove, eremove_pages
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from softsgx.driver.reclaim import Reclaimer
     from softsgx.driver.task import EnclMm, Task
 
-
-# What may be set in ATTRIBUTES without /dev/sgx_provision (SGX_ATTR_UNPRIV_MASK).
-ATTRIBUTES_UNPRIVILEGED = ATTRIBUTE_DEBUG | ATTRIBUTE_MODE64BIT | ATTRIBUTE_KSS
 
 # Pages that one EADD run takes at most: between runs, some 15 ms, a signal can end the call.
 _RUN_PAGES = 4096

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from softsgx.driver.task import Task
 
 _U64 = (1 << 64) - 1
-# Bits 3, 6 and 63:8 of ATTRIBUTES (SGX_ATTR_RESERVED_MASK of Linux 6.1).
-_ATTRIBUTES_RESERVED = _U64 & ~0xB7
+# Bits 3, 6, 9:8 and 63:11 of ATTRIBUTES (SGX_ATTR_RESERVED_MASK; bit 10 is known to Linux 6.2 and later).
+_ATTRIBUTES_RESERVED = _U64 & ~0x4B7
 # MISCSELECT beyond EXINFO (SGX_MISC_RESERVED_MASK).
 _MISC_RESERVED = 0xFFFF_FFFE
 _SGX2 = {
