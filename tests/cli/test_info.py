@@ -163,6 +163,30 @@ def test_json_gives_leaf_12h_as_the_model_does(capsys: pytest.CaptureFixture[str
     assert platform["cpuid"]["0x12.0"]["eax"] & 3 == 1
 
 
+@pytest.mark.parametrize("cpu", ["default", "sgx1", "sgx1,+kss"])
+def test_the_processor_that_was_asked_for_is_shown(
+    capsys: pytest.CaptureFixture[str], cpu: str
+) -> None:
+    model = info.claims(cpu)
+    if model is None:
+        pytest.skip("the processor cannot be asked for XCR0")
+    cli.main(["info", "--json", "--cpu", cpu])
+    platform = json.loads(capsys.readouterr().out)["platform"]
+    assert platform["cpu"] == cpu
+    assert set(platform["features"]) == model.features
+    assert platform["cpuid"]["0x12.1"]["eax"] == model.attributes
+    assert platform["models"]["sgx1"] == []
+    cli.main(["info", "--cpu", cpu])
+    text = capsys.readouterr().out
+    assert f"softsgx run --cpu {cpu}`" in text
+    assert f"ATTRIBUTES  {model.attributes:#x}" in text
+
+
+def test_a_processor_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", "--cpu", "sgx9"]) == 2
+    assert "'sgx9' is no model" in capsys.readouterr().err
+
+
 def test_text_names_every_probe_and_everything_not_modelled(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -201,7 +225,7 @@ def test_what_is_merely_useful_does_not_stop_a_run(
 def test_a_processor_that_cannot_be_asked_claims_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(info, "claims", lambda: None)
+    monkeypatch.setattr(info, "claims", lambda _: None)
     cli.main(["info", "--json"])
     assert json.loads(capsys.readouterr().out)["platform"] is None
     cli.main(["info"])

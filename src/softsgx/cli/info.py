@@ -60,6 +60,12 @@ _CPUID_REGISTERS = ("eax", "ebx", "ecx", "edx")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
+    parser.add_argument(
+        "--cpu",
+        default="default",
+        metavar="MODEL",
+        help="show the processor that `softsgx run --cpu MODEL` has",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
@@ -67,28 +73,30 @@ def main(args: argparse.Namespace) -> int:
     """Print what was found; 0 where `softsgx run` can work, 1 where it cannot."""
     from softsgx.run.host import ESSENTIAL, probe_host  # noqa: PLC0415 (the help needs none of it)
 
+    model = claims(args.cpu)
     probes = probe_host()
-    model = claims()
     missing = [probe for probe in probes if probe.need == ESSENTIAL and not probe.ok]
     if args.json:
         from json import dumps  # noqa: PLC0415
 
-        print(dumps(_object(probes, model, not missing), indent=2))
+        print(dumps(_object(probes, model, args.cpu, not missing), indent=2))
     else:
-        print("\n".join(_lines(probes, model, missing)))
+        print("\n".join(_lines(probes, model, args.cpu, missing)))
     return 1 if missing else 0
 
 
-def claims() -> "Model | None":
-    """Make the processor model that a run on this host has by default; None where XCR0 is unknown."""
+def claims(cpu: str = "default") -> "Model | None":
+    """Make the processor model that a run on this host has; None where XCR0 is unknown."""
     from softsgx.cpu.model import Model  # noqa: PLC0415
+    from softsgx.cpu.named_models import features_of  # noqa: PLC0415
     from softsgx.run.session import xsave_sizes  # noqa: PLC0415
     from softsgx.run.vdso import VdsoImage  # noqa: PLC0415
 
+    features = features_of(cpu)
     try:
         vdso = VdsoImage.load()
         xcr0 = vdso.native_xgetbv()
-        return Model(xcr0=xcr0, xsave_sizes=xsave_sizes(vdso, xcr0))
+        return Model(xcr0=xcr0, xsave_sizes=xsave_sizes(vdso, xcr0), features=features)
     except (SoftsgxError, OSError):
         # The probe of XCR0 says why.
         return None
@@ -110,7 +118,7 @@ def not_modelled() -> list[tuple[str, str]]:
     return leaves + list(NOT_MODELLED)
 
 
-def _object(probes: "list[Probe]", model: "Model | None", run: bool) -> dict[str, object]:
+def _object(probes: "list[Probe]", model: "Model | None", cpu: str, run: bool) -> dict[str, object]:
     return {
         "softsgx": __version__,
         "warning": WARNING,
@@ -126,15 +134,18 @@ def _object(probes: "list[Probe]", model: "Model | None", run: bool) -> dict[str
             }
             for probe in probes
         ],
-        "platform": None if model is None else _claimed(model),
+        "platform": None if model is None else _claimed(model, cpu),
         "not_modelled": [{"name": name, "instead": instead} for name, instead in not_modelled()],
     }
 
 
-def _claimed(model: "Model") -> dict[str, object]:
+def _claimed(model: "Model", cpu: str) -> dict[str, object]:
     from softsgx.driver.nodes import DRIVERS, MAINLINE  # noqa: PLC0415
 
     return {
+        "cpu": cpu,
+        "features": sorted(model.features),
+        "models": {name: sorted(features) for name, features in _models().items()},
         "epc_bytes": model.epc_bytes,
         "attributes": model.attributes,
         "xfrm": model.xfrm,
@@ -148,12 +159,26 @@ def _claimed(model: "Model") -> dict[str, object]:
     }
 
 
+def _models() -> dict[str, frozenset[str]]:
+    """Give the features of each named model that can be had."""
+    from softsgx.cpu.model import NOT_BUILT  # noqa: PLC0415
+    from softsgx.cpu.named_models import MODELS  # noqa: PLC0415
+
+    return {name: features for name, features in MODELS.items() if not features & NOT_BUILT}
+
+
+def _names(features: frozenset[str]) -> str:
+    return " ".join(sorted(features)) or "none"
+
+
 def _cpuid(model: "Model") -> list[tuple[int, tuple[int, int, int, int]]]:
     # Nothing of leaf 12H is the host's.
     return [(sub, model.cpuid(_LEAF_SGX, sub, (0, 0, 0, 0))) for sub in range(_SUBLEAVES)]
 
 
-def _lines(probes: "list[Probe]", model: "Model | None", missing: "list[Probe]") -> list[str]:
+def _lines(
+    probes: "list[Probe]", model: "Model | None", cpu: str, missing: "list[Probe]"
+) -> list[str]:
     lines = [f"softsgx {__version__}. {WARNING}", "", "This host"]
     width = max(len(probe.name) for probe in probes)
     for probe in probes:
@@ -161,7 +186,7 @@ def _lines(probes: "list[Probe]", model: "Model | None", missing: "list[Probe]")
         lines.append(f"  {mark:<7} {probe.name:<{width}}  {probe.value}")
         if not probe.ok:
             lines.append(f"          {probe.purpose}" + (f"; {probe.fix}" if probe.fix else ""))
-    lines += ["", *_claimed_lines(model), "", "Not modelled, and what happens instead"]
+    lines += ["", *_claimed_lines(model, cpu), "", "Not modelled, and what happens instead"]
     for name, instead in not_modelled():
         lines += [f"  {name}", f"      {instead}"]
     lines.append("")
@@ -173,13 +198,21 @@ def _lines(probes: "list[Probe]", model: "Model | None", missing: "list[Probe]")
     return lines
 
 
-def _claimed_lines(model: "Model | None") -> list[str]:
+def _claimed_lines(model: "Model | None", cpu: str) -> list[str]:
     if model is None:
         return ["The platform is unknown, because this processor cannot be asked: see XCR0 above"]
+    from softsgx.cpu.model import FEATURES, NOT_BUILT  # noqa: PLC0415
     from softsgx.driver.nodes import DRIVERS, MAINLINE  # noqa: PLC0415
 
     lines = [
-        "The platform of `softsgx run`: SGX1 with KSS and flexible launch control, not SGX2",
+        f"The platform of `softsgx run --cpu {cpu}`: SGX1 with flexible launch control, and its features",
+        f"  features    {_names(model.features)}",
+        f"    without   {_names(frozenset(FEATURES) - NOT_BUILT - model.features)}",
+        *(
+            f"    {name:<9} {_names(features)} (run --cpu {name})"
+            for name, features in _models().items()
+            if name != cpu
+        ),
         f"  EPC         {model.epc_bytes >> 20} MiB (run --epc SIZE)",
         f"  ATTRIBUTES  {model.attributes:#x}",
         f"  XFRM        {model.xfrm:#x}",

@@ -16,6 +16,7 @@ HELP = "run a program that uses SGX, on a machine without it"
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 _PAGE = 4096
 _DEFAULT_EPC = "128M"
+_DEFAULT_CPU = "default"
 _DEFAULT_POLICY = "2q"
 _DEFAULT_BACKING = "kernel"
 _DEFAULT_DRIVER = "mainline"
@@ -38,6 +39,7 @@ class Given:
 
     def __init__(self) -> None:
         self.epc = _DEFAULT_EPC
+        self.cpu = _DEFAULT_CPU
         self.backing = _DEFAULT_BACKING
         self.driver = _DEFAULT_DRIVER
         self.epc_policy = _DEFAULT_POLICY
@@ -58,6 +60,7 @@ _FLAGS = {
 }
 _VALUES = {
     "--epc": "epc",
+    "--cpu": "cpu",
     "--backing": "backing",
     "--driver": "driver",
     "--epc-policy": "epc_policy",
@@ -98,6 +101,13 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
     parser.usage = "softsgx run [options] -- PROGRAM [ARG ...]"
     parser.add_argument(
         "--epc", default=_DEFAULT_EPC, metavar="SIZE", help="EPC size (default 128M)"
+    )
+    parser.add_argument(
+        "--cpu",
+        default=_DEFAULT_CPU,
+        metavar="MODEL",
+        help="the processor that programs find: default, sgx1 or sgx2, and changes of its features, "
+        "as in sgx1,+kss (`softsgx info` names them)",
     )
     parser.add_argument(
         "--backing",
@@ -167,6 +177,7 @@ def main(args: "Given | argparse.Namespace") -> int:
         status = run_program(
             [args.program, *args.args],
             epc=epc,
+            cpu=args.cpu,
             backing=args.backing,
             policy=args.epc_policy,
             state=State(args.state),

@@ -9,7 +9,7 @@ import os
 import resource
 import sys
 
-from softsgx.cpu.model import Model
+from softsgx.cpu.model import DEFAULT_FEATURES, Model
 from softsgx.driver.nodes import nodes_of
 from softsgx.errors import SoftsgxError
 from softsgx.run import numbers as n
@@ -103,10 +103,20 @@ def _require_policy(policy: str) -> None:
         require_policy(policy)
 
 
+def _features(cpu: str) -> frozenset[str]:
+    # As with the stores again.
+    if cpu == "default":
+        return DEFAULT_FEATURES
+    from softsgx.cpu.named_models import features_of  # noqa: PLC0415
+
+    return features_of(cpu)
+
+
 def run_program(
     argv: list[str],
     *,
     epc: int,
+    cpu: str = "default",
     state: "State",
     driver: str,
     backing: str = "kernel",
@@ -119,6 +129,7 @@ def run_program(
 ) -> int:
     """Run a program and all its descendants, over the driver of that name; give the first one's wait status.
 
+    `cpu` names the processor that they find (cpu/named_models.py).
     `backing` is what default_stores.default_store takes: where the enclaves' evicted pages go; `policy`
     names which of them go first (driver/nodes.py). `stats`
     says on standard error what happened, `stats_json` takes it as one JSON object. With `leave_text` no
@@ -126,6 +137,7 @@ def run_program(
     """
     nodes = nodes_of(driver)
     _require_policy(policy)
+    features = _features(cpu)
     require_host()
     program = find_program(argv[0])
     require_servable(program)
@@ -137,7 +149,7 @@ def run_program(
     xcr0 = vdso.native_xgetbv(0)
     report = stats or stats_json is not None
     observer = Observer(trace, command=argv, report=report)
-    model = Model(epc, xcr0, xsave_sizes(vdso, xcr0), vdso.native_cpuid(0)[0])
+    model = Model(epc, xcr0, xsave_sizes(vdso, xcr0), vdso.native_cpuid(0)[0], features)
     vdso.answer_cpuid_by(model.cpuid_rows)
     state.prepare()
     default = _default_store(backing)
