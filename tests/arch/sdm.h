@@ -61,6 +61,11 @@ struct Rdinfo {
 	uint64_t reserved;
 };
 
+struct Reportmacstruct {
+	uint8_t reporttype[4], reserved_4[12], cpusvn[16];
+	uint8_t tee_tcb_info_hash[48], tee_info_hash[48], reportdata[64], reserved_192[32], mac[32];
+};
+
 struct Sigstruct {
 	uint8_t header[16];
 	uint32_t vendor, date;

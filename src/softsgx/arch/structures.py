@@ -225,3 +225,21 @@ class Keyrequest(Record):
     keyid: bytes = at(40, raw(32))
     miscmask: int = at(72, U32)
     configsvn: int = at(76, U16)
+
+
+# REPORTMACSTRUCT.REPORTTYPE of a TDX module's report, with subtype, version and reserved byte; MAC covers so
+# many bytes from the start.
+REPORTTYPE_TDX = b"\x81\0\0\0"
+REPORTMACSTRUCT_MACED = 224
+
+
+@layout(size=256)
+class Reportmacstruct(Record):
+    """What SEAMREPORT writes and EVERIFYREPORT2 verifies; 256-byte aligned."""
+
+    reporttype: bytes = at(0, raw(4))
+    cpusvn: bytes = at(16, raw(16))
+    tee_tcb_info_hash: bytes = at(32, raw(48))
+    tee_info_hash: bytes = at(80, raw(48))
+    reportdata: bytes = at(128, raw(64))
+    mac: bytes = at(224, raw(32))

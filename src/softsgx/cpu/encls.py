@@ -446,6 +446,10 @@ def encls(
             eextend(cpu, rbx, rcx)
         case 0x0A:
             epa(cpu, rbx, rcx)
+        case 0x18:
+            from softsgx.cpu.eupdatesvn import eupdatesvn  # noqa: PLC0415  # one call a microcode
+
+            return eupdatesvn(cpu), rbx
         case _:
             return _paging(cpu, memory, leaf, rbx, rcx, rdx), rbx
     return LeafCode.NO_ERROR, rbx

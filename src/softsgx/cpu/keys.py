@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EGETKEY and EREPORT, and the derivation that both and EINIT share (SDM volume 3D, "Key derivation").
+"""EGETKEY, EREPORT and EVERIFYREPORT2, and the derivation that they and EINIT share (SDM volume 3D).
 
 The manual names what a key depends on but prints no layout of it; this one is softsgx's. A key is the
 AES-CMAC, under the processor's root key, of everything it depends on.
@@ -29,7 +29,15 @@ from softsgx.arch.codes import LeafCode
 from softsgx.arch.exceptions import PFEC_P, PFEC_SGX, PFEC_U, PFEC_W
 from softsgx.arch.layout import U16, U32, U64, Record, at, layout, raw
 from softsgx.arch.secinfo import PT_REG, SECINFO_MODIFIED, SECINFO_PENDING, SECINFO_R, SECINFO_W
-from softsgx.arch.structures import REPORT_MACED, Keyrequest, Report, Targetinfo
+from softsgx.arch.structures import (
+    REPORT_MACED,
+    REPORTMACSTRUCT_MACED,
+    REPORTTYPE_TDX,
+    Keyrequest,
+    Report,
+    Reportmacstruct,
+    Targetinfo,
+)
 from softsgx.cpu.epc import EPCM_BLOCKED, EPCM_TYPE_SHIFT, EPCM_VALID
 from softsgx.cpu.processor import LogicalProcessor, Processor
 from softsgx.cpu.secs import SecsPage
@@ -43,6 +51,8 @@ HARDCODED_PKCS1_5_PADDING = (b"\x00\x01" + b"\xff" * 330 + b"\x00" + DIGEST_INFO
 # Bits of ATTRIBUTES that a key depends on whatever the request's mask says.
 _SEALED_ATTRIBUTES = ATTRIBUTE_INIT | ATTRIBUTE_DEBUG
 _KEY_SIZE = 16
+# No KEYNAME that EGETKEY knows, so that no enclave can have the key and make a report of a TDX module.
+_KEYNAME_REPORT2 = 0xFFFF
 _REPORTDATA_SIZE = 64
 _REG_WORD = EPCM_VALID | PT_REG << EPCM_TYPE_SHIFT
 _REG_MASK = 0xFF << EPCM_TYPE_SHIFT | EPCM_VALID | EPCM_BLOCKED | SECINFO_PENDING | SECINFO_MODIFIED
@@ -222,6 +232,38 @@ def ereport(cpu: Processor, lp: LogicalProcessor, rbx: int, rcx: int, rdx: int) 
     )
     mac = Report.OFFSETS["mac"]
     secs.elrange.write(rdx, report[:mac] + cmac(key, report[:REPORT_MACED]))
+
+
+def report2_mac(cpu: Processor, reportmacstruct: bytes) -> bytes:
+    """Return the MAC of a REPORTMACSTRUCT, as SEAMREPORT makes it for the TDX module of this processor."""
+    import hmac  # noqa: PLC0415  # few processors have it
+
+    key = derivekey(
+        cpu,
+        Keydependencies.blank().replace(
+            keyname=_KEYNAME_REPORT2,
+            sgxownerepoch=cpu.identity.owner_epoch,
+            seal_key_fuses=cpu.identity.seal_fuses,
+            cpusvn=cpu.identity.cpusvn,
+            keyid=cpu.report_keyid,
+        ),
+    )
+    return hmac.digest(key, reportmacstruct[:REPORTMACSTRUCT_MACED], "sha256")
+
+
+def everifyreport2(cpu: Processor, lp: LogicalProcessor, rbx: int) -> LeafCode:
+    """EVERIFYREPORT2: the REPORTMACSTRUCT in RBX (Intel TDX CPU architectural extensions)."""
+    secs = _current(lp)
+    _operand(cpu, lp, secs, rbx, Reportmacstruct.SIZE, SECINFO_R)
+    data = secs.elrange.read(rbx, Reportmacstruct.SIZE)
+    report = Reportmacstruct.decode(data)
+    if report.reporttype != REPORTTYPE_TDX or not Reportmacstruct.reserved_is_zero(data):
+        return LeafCode.INVALID_REPORTMACSTRUCT
+    if beyond(report.cpusvn, cpu.identity.cpusvn):
+        return LeafCode.INVALID_CPUSVN
+    if report2_mac(cpu, data) != report.mac:
+        return LeafCode.INVALID_REPORTMACSTRUCT
+    return LeafCode.NO_ERROR
 
 
 def egetkey(cpu: Processor, lp: LogicalProcessor, rbx: int, rcx: int) -> LeafCode:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     Seal = Callable[[bytes, Buffer, bytes], bytes]
     PagingCipher = tuple[Seal, Seal, type[Exception]]
 
+_KEY_SIZE = 16
 _MODE = ThreadRecord.OFFSETS["mode"] // 4
 
 
@@ -32,15 +33,17 @@ def _held_record(_eid: int, _linaddr: int) -> memoryview:
 class Processor:
     """An SGX processor.
 
+    ``microcode_svn`` is the CPUSVN of the microcode that is loaded, at the start the identity's; whoever loads
+    another one sets it. ``rdseed`` gives so many random bytes, or none where there are not enough.
     ``tcs_records`` gives the buffer of a TcsRecord when EADD makes a TCS: (EID, linear address) to at
     least 128 writable bytes; by default the processor holds them itself. ``ia32_sgxlepubkeyhash`` is
     MSRs 8CH to 8FH, which the driver writes before EINIT.
     """
 
     __slots__ = (
-        *("_paging_cipher", "enclaves", "epc", "evicted_secs", "ia32_sgxlepubkeyhash"),
-        *("identity", "model", "next_eid", "report_keyid", "tcs_records", "threads"),
-        "version",
+        *("_base_pk", "_paging_cipher", "enclaves", "epc", "evicted_secs", "ia32_sgxlepubkeyhash"),
+        *("identity", "microcode_svn", "model", "next_eid", "rdseed", "report_keyid"),
+        *("tcs_records", "threads", "version"),
     )
 
     def __init__(self, model: Model, identity: Identity, epc_pages: int) -> None:
@@ -54,7 +57,10 @@ class Processor:
         self.evicted_secs: dict[int, SecsPage] = {}
         # The last version that EWB gave: no two pages are ever sealed under one.
         self.version = 0
+        self._base_pk = b""
         self._paging_cipher: PagingCipher | None = None
+        self.microcode_svn = identity.cpusvn
+        self.rdseed: Callable[[int], bytes] = os.urandom
         self.next_eid = 1
         self.ia32_sgxlepubkeyhash = bytes(32)
         # CR_REPORT_KEYID: new at every start.
@@ -68,6 +74,13 @@ class Processor:
             return secs
         return self.enclaves.get(self.epc.owners[page])
 
+    def renew_base_pk(self) -> bool:
+        """Make a new CR_BASE_PK; what was sealed under the old one cannot come back. Tell whether it could be."""
+        key = self.rdseed(_KEY_SIZE)
+        if len(key) == _KEY_SIZE:
+            self._base_pk, self._paging_cipher = key, None
+        return len(key) == _KEY_SIZE
+
     def paging_cipher(self) -> "PagingCipher":
         """Return AES-GCM under CR_BASE_PK, which is new at every start: encrypt, decrypt, InvalidTag."""
         if self._paging_cipher is None:
@@ -75,7 +88,8 @@ class Processor:
             from cryptography.exceptions import InvalidTag  # noqa: PLC0415
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
 
-            cipher = AESGCM(os.urandom(16))
+            self._base_pk = self._base_pk or os.urandom(_KEY_SIZE)
+            cipher = AESGCM(self._base_pk)
             self._paging_cipher = cipher.encrypt, cipher.decrypt, InvalidTag
         return self._paging_cipher
 

@@ -162,7 +162,10 @@ def enclu(cpu: Processor, lp: LogicalProcessor, regs: Registers) -> int:
     if leaf == _EREPORT:
         keys.ereport(cpu, lp, regs.rbx, regs.rcx, regs.rdx)
     else:
-        code = keys.egetkey(cpu, lp, regs.rbx, regs.rcx)
+        if leaf == _EGETKEY:
+            code = keys.egetkey(cpu, lp, regs.rbx, regs.rcx)
+        else:
+            code = keys.everifyreport2(cpu, lp, regs.rbx)
         regs.rax = int(code)
         regs.rflags = regs.rflags & ~RFLAGS_STATUS | (RFLAGS_ZF if code else 0)
     regs.rip += ENCLU_LENGTH

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EUPDATESVN: its codes in order, and what a newer microcode changes."""
+
+from typing import Any
+
+import pytest
+
+from softsgx.arch.codes import LeafCode
+from softsgx.arch.leaves import Encls
+from softsgx.arch.secinfo import PT_VA
+from softsgx.cpu import encls
+from softsgx.cpu.epc import PageIndex
+from softsgx.cpu.model import DEFAULT_FEATURES, Model
+from softsgx.cpu.processor import Processor
+
+NEWER = b"\3" + b"\2" * 15
+
+
+def update(cpu: Processor, memory: Any) -> LeafCode:
+    code, _ = encls.encls(cpu, memory, Encls.EUPDATESVN)
+    return code
+
+
+@pytest.fixture
+def cpu(machine: Any) -> Processor:
+    made: Processor = machine.cpu
+    return made
+
+
+def test_newer_microcode_is_attested_to_after_it(machine: Any, cpu: Processor) -> None:
+    before = cpu.identity
+    cpu.microcode_svn = NEWER
+    assert cpu.identity.cpusvn != NEWER
+    assert update(cpu, machine.memory) is LeafCode.NO_ERROR
+    assert cpu.identity == before.replace(cpusvn=NEWER)
+    assert update(cpu, machine.memory) is LeafCode.NO_UPDATE
+
+
+def test_without_newer_microcode_only_the_paging_key_is_new(machine: Any, cpu: Processor) -> None:
+    before = cpu.identity
+    encrypt, _, _ = cpu.paging_cipher()
+    sealed = encrypt(bytes(12), b"page", b"")
+    assert update(cpu, machine.memory) is LeafCode.NO_UPDATE
+    assert cpu.identity == before
+    _, decrypt, mismatch = cpu.paging_cipher()
+    with pytest.raises(mismatch):
+        decrypt(bytes(12), sealed, b"")
+
+
+def test_the_new_key_is_the_one_that_rdseed_gave(machine: Any, cpu: Processor) -> None:
+    cpu.rdseed = lambda length: b"\5" * length
+    sealed = []
+    for _ in range(2):
+        update(cpu, machine.memory)
+        encrypt, _, _ = cpu.paging_cipher()
+        sealed.append(encrypt(bytes(12), b"page", b""))
+    assert sealed[0] == sealed[1]
+
+
+def test_the_codes_come_in_the_manuals_order(machine: Any, cpu: Processor) -> None:
+    cpu.microcode_svn = NEWER
+    before = cpu.identity
+    cpu.rdseed = lambda _: b""
+    page = PageIndex(63)
+    encls.epa(cpu, PT_VA, machine.address(page))
+    cpu.epc.lock(page)
+    # Another leaf is at work, a page is valid, RDSEED has nothing.
+    assert update(cpu, machine.memory) is LeafCode.EPC_PAGE_CONFLICT
+    cpu.epc.unlock((page,))
+    assert update(cpu, machine.memory) is LeafCode.EPC_NOT_READY
+    encls.eremove(cpu, machine.address(page))
+    assert update(cpu, machine.memory) is LeafCode.INSUFFICIENT_ENTROPY
+    cpu.rdseed = lambda length: bytes(length)[1:]
+    assert update(cpu, machine.memory) is LeafCode.INSUFFICIENT_ENTROPY
+    assert cpu.identity == before
+    cpu.rdseed = bytes
+    assert update(cpu, machine.memory) is LeafCode.NO_ERROR
+
+
+@pytest.mark.parametrize("page", ["secs", "child"])
+def test_any_page_of_an_enclave_keeps_it_from_updating(
+    machine: Any, cpu: Processor, page: str
+) -> None:
+    machine.create()
+    if page == "child":
+        machine.populate()
+    assert update(cpu, machine.memory) is LeafCode.EPC_NOT_READY
+
+
+def test_a_processor_without_it_refuses_it(machine: Any, cpu: Processor, gp: Any) -> None:
+    cpu.model = Model(64 * 4096, features=DEFAULT_FEATURES - {"eupdatesvn"})
+    assert "not supported" in gp(lambda: update(cpu, machine.memory))
