@@ -62,15 +62,24 @@ class Harness:
         enclave, of another signer.
         """
         name = "enclave" + f"-{base:x}" * bool(base) + f"-heap-{heap:x}" * bool(heap)
+        sources = [ENCLAVE_SOURCES / "enclave.S", ENCLAVE_SOURCES / "enclave.c"]
+        return self._signed(name, sources, base, heap)
+
+    def enclave_of(self, name: str, *options: str) -> list[str | Path]:
+        """Give the two arguments for the enclave of programs/NAME.S, signed with these options too."""
+        return self._signed(name, [SOURCES / f"{name}.S"], 0, 0, *options)
+
+    def _signed(
+        self, name: str, sources: list[Path], base: int, heap: int, *options: str
+    ) -> list[str | Path]:
         elf, css = (self.directory / f"{name}.{kind}" for kind in ("elf", "sigstruct"))
         if not css.exists():
-            sources = [ENCLAVE_SOURCES / "enclave.S", ENCLAVE_SOURCES / "enclave.c"]
             place = [f"-Wl,--defsym=BASE={base:#x}", f"-Wl,--defsym=HEAP={heap:#x}"]
             subprocess.run(["cc", *_ENCLAVE_FLAGS, *place, "-o", elf, *sources], check=True)
             key = ["--key", self.directory / f"{name}.pem", "--generate-key"]
             sign = [sys.executable, "-m", "softsgx", "sign", elf, "--out", css, *key]
-            options = ["--production", "--miscselect", "1"]
-            subprocess.run([*sign, *options], check=True, stdout=subprocess.DEVNULL)
+            usual = ["--production", "--miscselect", "1"]
+            subprocess.run([*sign, *usual, *options], check=True, stdout=subprocess.DEVNULL)
         return [elf, css]
 
     def refusing(self, action: str, numbers: Iterable[int]) -> list[str]:

@@ -44,6 +44,7 @@ class Given:
         self.driver = _DEFAULT_DRIVER
         self.epc_policy = _DEFAULT_POLICY
         self.state: str | None = None
+        self.aex_every: str | None = None
         self.trace: str | None = None
         self.stats = False
         self.stats_json: str | None = None
@@ -59,6 +60,7 @@ _FLAGS = {
     "--leave-text": "leave_text",
 }
 _VALUES = {
+    "--aex-every": "aex_every",
     "--epc": "epc",
     "--cpu": "cpu",
     "--backing": "backing",
@@ -148,6 +150,12 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
         action="store_true",
         help="change no program's text: for programs that check it, at the cost of CPUID",
     )
+    parser.add_argument(
+        "--aex-every",
+        metavar="N",
+        help="let threads that are inside an enclave leave it by an AEX: every 250us, 10ms or 1s, or "
+        "after 1000i (instructions)",
+    )
     parser.add_argument("program", metavar="PROGRAM", help="the program to run")
     parser.add_argument(
         "args", nargs=REMAINDER, metavar="ARG", help="its arguments, passed on untouched"
@@ -187,6 +195,7 @@ def main(args: "Given | argparse.Namespace") -> int:
             stats_json=stats_json,
             kill_on_exit=args.kill_on_exit,
             leave_text=args.leave_text,
+            aex_every=args.aex_every,
         )
     except ProgramNotFound as missing:
         sys.stderr.write(f"softsgx: {missing}\n")

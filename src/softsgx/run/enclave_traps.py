@@ -46,6 +46,7 @@ from softsgx.run.tracee import NO_SYSCALL, Tracee, handler_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from softsgx.cpu.processor import Processor
+    from softsgx.run.aex_every import AexEvery
     from softsgx.run.observe import Observer
     from softsgx.run.records import RecordTable
 
@@ -85,12 +86,18 @@ class EnclaveTraps:
     """The processor side of the stops that concern an enclave."""
 
     def __init__(
-        self, processor: "Processor", observer: "Observer", records: "RecordTable", xcr0: int
+        self,
+        processor: "Processor",
+        observer: "Observer",
+        records: "RecordTable",
+        xcr0: int,
+        aex_every: "AexEvery | None" = None,
     ) -> None:
         self._cpu = processor
         self._observer = observer
         self._records = records
         self._xcr0 = xcr0
+        self._steps = aex_every.instructions if aex_every is not None else 0
         self._inside_cpuid = InsideCpuid()
 
     # -- faults and signals -----------------------------------------------------------------
@@ -101,6 +108,27 @@ class EnclaveTraps:
         self._exit_asynchronously(tracee, Event(None, 0, 0))
         deliver(tracee, signal, info)
 
+    def on_interrupt(self, tracee: Tracee) -> bool:
+        """Handle a stop that stands for an interrupt of the machine (--aex-every); tell whether it was an AEX."""
+        tracee.must_exit = False
+        # What the thread has stopped at already comes first, and is an AEX or a leaf itself.
+        if not tracee.inside or ptrace.any_pending(tracee.tid):
+            return False
+        tracee.load_regs()
+        self._exit_asynchronously(tracee, Event(None, 0, 0))
+        resume(tracee)
+        return True
+
+    def _on_step(self, tracee: Tracee) -> None:
+        if handler_of(tracee.process.actions.get(n.SIGTRAP)) == SIG_IGN:
+            tracee.fault_reset |= bit(n.SIGTRAP)
+        tracee.steps -= 1
+        if not tracee.steps:
+            self._exit_asynchronously(tracee, Event(None, 0, 0))
+        # It stops again at once.
+        tracee.trapped = True
+        resume(tracee)
+
     def on_fault_inside(self, tracee: Tracee, signal: int, code: int, address: int) -> None:
         """Handle a fault signal of a thread inside; its registers are loaded."""
         regs = tracee.regs
@@ -109,7 +137,10 @@ class EnclaveTraps:
         if signal == n.SIGTRAP and code in _DEBUG_TRAPS:
             # Without DBGOPTIN nothing steps or breaks inside, and POPF cannot set TF.
             regs.rflags &= ~RFLAGS_TF
-            resume(tracee)
+            if tracee.steps:
+                self._on_step(tracee)
+            else:
+                resume(tracee)
             return
         if handler_of(tracee.process.actions.get(signal)) == SIG_IGN:
             tracee.fault_reset |= bit(signal)
@@ -198,6 +229,7 @@ class EnclaveTraps:
         tracee.trapped = True
         if lp.inside:
             if not was_inside:
+                tracee.steps = self._steps
                 self._point_to_tcs(tracee, lp)
                 self._inside_cpuid.watch(tracee, lp)
                 unforce(tracee, signal)

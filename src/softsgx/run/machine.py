@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from softsgx.driver.encl import Encl
     from softsgx.driver.legacy import LegacyMapping
     from softsgx.driver.platform import Platform
+    from softsgx.run.aex_every import AexEvery
     from softsgx.run.observe import Observer
     from softsgx.run.tracee import Tracee
     from softsgx.run.waiting import Waiter
@@ -65,6 +66,7 @@ class Machine:
         inotify: int,
         waiter: "Waiter",
         tracees: "dict[int, Tracee]",
+        aex_every: "AexEvery | None" = None,
     ) -> None:
         self._platform = platform
         self._inotify = inotify
@@ -91,12 +93,17 @@ class Machine:
             self.mappings,
             self.userfaults,
         )
-        self.traps = EnclaveTraps(platform.processor, observer, self._records, xcr0)
+        self.traps = EnclaveTraps(platform.processor, observer, self._records, xcr0, aex_every)
+        self._timer = aex_every.timer() if aex_every is not None else -1
+        if self._timer >= 0:
+            waiter.watch(self._timer)
 
     def close(self) -> None:
         """Let the keeper go, and what the platform has for this run only."""
         if self._control is not None:
             self._control.close()
+        if self._timer >= 0:
+            os.close(self._timer)
         self.keeper.close()
         self._platform.close()
 
@@ -163,8 +170,13 @@ class Machine:
             return
         self._waiter.watch(self._control.fd)
 
-    def answer(self) -> None:
-        """Answer who has connected to the control socket."""
+    def answer(self, fd: int) -> None:
+        """Answer the timer of exits, or who has connected to the control socket."""
+        if fd == self._timer:
+            from softsgx.run.aex_every import tick  # noqa: PLC0415  (few runs want it)
+
+            tick(fd, self._tracees.values())
+            return
         if self._control is None:
             return
         try:

@@ -18,6 +18,7 @@ PTRACE_SETREGS = 13
 PTRACE_CONT = 7
 PTRACE_SYSCALL = 24
 PTRACE_SYSEMU = 31
+PTRACE_SYSEMU_SINGLESTEP = 32
 PTRACE_GETEVENTMSG = 0x4201
 PTRACE_GETSIGINFO = 0x4202
 PTRACE_SETSIGINFO = 0x4203
@@ -215,6 +216,11 @@ def cont_without_calls(tid: int, signal: int = 0) -> None:
     _call(PTRACE_SYSEMU, tid, None, signal)
 
 
+def step_without_calls(tid: int, signal: int = 0) -> None:
+    """Let a stopped thread execute one instruction, and no system call."""
+    _call(PTRACE_SYSEMU_SINGLESTEP, tid, None, signal)
+
+
 def listen(tid: int) -> None:
     """Leave a thread in its group stop, and hear of the end of it."""
     _call(PTRACE_LISTEN, tid, None, None)
@@ -305,6 +311,15 @@ def set_xstate(tid: int, image: bytes | bytearray) -> None:
 def interrupt(tid: int) -> None:
     """Stop a running thread, at the latest where it returns from a system call."""
     _call(PTRACE_INTERRUPT, tid, None, None)
+
+
+def has_stopped(tid: int) -> bool:
+    """Tell whether a thread has stopped or ended, and nobody has been told yet."""
+    what = os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT
+    try:
+        return os.waitid(os.P_PID, tid, what) is not None
+    except ChildProcessError:
+        return True
 
 
 def any_pending(tid: int) -> bool:

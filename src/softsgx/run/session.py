@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from softsgx.driver.platform import Platform
     from softsgx.driver.state import State
     from softsgx.driver.stores import DefaultStore
+    from softsgx.run.aex_every import AexEvery
 
 
 def xsave_sizes(vdso: VdsoImage, xcr0: int) -> dict[int, tuple[int, int]]:
@@ -112,6 +113,14 @@ def _features(cpu: str) -> frozenset[str]:
     return features_of(cpu)
 
 
+def _aex_every(text: str | None) -> "AexEvery | None":
+    if text is None:
+        return None
+    from softsgx.run.aex_every import aex_every  # noqa: PLC0415
+
+    return aex_every(text)
+
+
 def run_program(
     argv: list[str],
     *,
@@ -126,6 +135,7 @@ def run_program(
     stats_json: "IO[str] | None" = None,
     kill_on_exit: bool = False,
     leave_text: bool = False,
+    aex_every: str | None = None,
 ) -> int:
     """Run a program and all its descendants, over the driver of that name; give the first one's wait status.
 
@@ -133,11 +143,13 @@ def run_program(
     `backing` is what default_stores.default_store takes: where the enclaves' evicted pages go; `policy`
     names which of them go first (driver/nodes.py). `stats`
     says on standard error what happened, `stats_json` takes it as one JSON object. With `leave_text` no
-    byte of any program's text is changed.
+    byte of any program's text is changed. `aex_every` says how often threads are made to leave their enclave
+    (run/aex_every.py).
     """
     nodes = nodes_of(driver)
     _require_policy(policy)
     features = _features(cpu)
+    exits = _aex_every(aex_every)
     require_host()
     program = find_program(argv[0])
     require_servable(program)
@@ -181,6 +193,7 @@ def run_program(
         kill_on_exit=kill_on_exit,
         leave_text=leave_text,
         detours=trace is None and not report,
+        aex_every=exits,
     )
     status = supervisor.follow(pid, listener, mask, ignored)
     if report:

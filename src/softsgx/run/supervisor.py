@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from softsgx.cpu.model import Model
     from softsgx.driver.nodes import Nodes
     from softsgx.driver.platform import Platform
+    from softsgx.run.aex_every import AexEvery
     from softsgx.run.machine import Machine
     from softsgx.run.observe import Observer
     from softsgx.run.vdso import VdsoImage
@@ -82,10 +83,12 @@ class Supervisor:
         kill_on_exit: bool = False,
         leave_text: bool = False,
         detours: bool = True,
+        aex_every: "AexEvery | None" = None,
     ) -> None:
         self._platform = platform
         self._observer = observer
         self._xcr0 = xcr0
+        self._aex_every = aex_every
         self._machine: Machine | None = None
         self._programs = Programs(vdso, observer, leave_text=leave_text, detours=detours)
         self._traps = Traps(model, vdso, observer, lambda: self._sgx.traps)
@@ -152,7 +155,7 @@ class Supervisor:
                     elif fd == self._inotify:
                         self._sgx.on_release()
                     else:
-                        self._sgx.answer()
+                        self._sgx.answer(fd)
         finally:
             self._kill_all()
             if self._machine is not None:
@@ -228,6 +231,7 @@ class Supervisor:
                 self._inotify,
                 self._waiter,
                 self._tracees,
+                self._aex_every,
             )
         return self._machine
 
@@ -471,8 +475,8 @@ class Supervisor:
             return
         if fault is not None:
             self._traps.on_sleeper(tracee, fault)
-            return
-        tracee.go_on()
+        elif not (tracee.must_exit and self._sgx.traps.on_interrupt(tracee)):
+            tracee.go_on()
 
     @staticmethod
     def _carry_out_revocations(tracee: Tracee) -> None:

@@ -130,6 +130,8 @@ class Tracee:
         self.revocations: list[Revocation | Zap] = []  # at its next stop mappings must change
         # The address at which it slept when it was interrupted, until its next stop.
         self.fault: int | None = None
+        self.must_exit = False  # at its next stop it leaves its enclave, if it is inside
+        self.steps = 0  # instructions until it leaves its enclave, which it executes one by one
         self.held: list[tuple[int, bytes]] = []  # signals that it blocks, sent while it was inside
         self.record_slot = -1
         self.watched: object = None  # the enclave whose CPUID instructions stop the thread
@@ -209,7 +211,8 @@ class Tracee:
     def go_on(self, signal: int = 0) -> None:
         """Let the thread run on as its mode wants it: inside, the kernel carries out no call."""
         if self.inside:
-            ptrace.cont_without_calls(self.tid, signal)
+            go_on = ptrace.step_without_calls if self.steps else ptrace.cont_without_calls
+            go_on(self.tid, signal)
         else:
             ptrace.cont(self.tid, signal)
 
