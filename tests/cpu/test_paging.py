@@ -8,10 +8,20 @@ import pytest
 
 from softsgx.arch.attributes import TCS_DBGOPTIN
 from softsgx.arch.codes import LeafCode
-from softsgx.arch.secinfo import PT_VA, SECINFO_R, SECINFO_REG, SECINFO_W
+from softsgx.arch.secinfo import (
+    PT_TCS,
+    PT_VA,
+    SECINFO_MODIFIED,
+    SECINFO_PAGE_TYPE_SHIFT,
+    SECINFO_PENDING,
+    SECINFO_R,
+    SECINFO_REG,
+    SECINFO_W,
+)
 from softsgx.arch.structures import Pageinfo, Pcmd, Secinfo, Tcs
 from softsgx.cpu import encls, paging
 from softsgx.cpu.epc import EPC_BASE, EPCM_BLOCKED, EPCM_TYPE_SHIFT, EPCM_VALID
+from softsgx.cpu.paging_run import eldu_run
 from softsgx.cpu.registers import Registers
 from softsgx.cpu.transition import Event, aex, enclu
 from softsgx.errors import Fault
@@ -549,6 +559,71 @@ def test_eldu_of_operands_in_memory_makes_the_same_checks(pager: Any, gp: Any, p
         assert "in use" in gp(load)
         cpu.epc.unlock((busy,))
     assert load() is LeafCode.NO_ERROR
+
+
+def test_neighbours_come_in_together_until_one_would_not(pager: Any) -> None:
+    machine, cpu, va = pager.machine, pager.cpu, pager.va
+    pages, slots = blocked_pages(pager, 4), [9, 3, 511, 0]
+    words = [cpu.epc.words[page] & ~EPCM_BLOCKED for page in pages]
+    for number in range(4):
+        machine.write(machine.DATA + number * 4096, bytes([number]) * 4096)
+    children = machine.secs.children
+    code, outs = paging.ewb_pages(cpu, pages, va, slots)
+    assert code is LeafCode.NO_ERROR
+    contents, pcmds = (b"".join(out[part] for out in outs) for part in (1, 2))
+    at = [(va, slot * 8) for slot in slots]
+    first = machine.BASE + machine.DATA
+
+    def run(**changed: Any) -> int:
+        given = {
+            "pages": pages,
+            "slots": at,
+            "owner": machine.secs_page,
+            "linaddr": first,
+            "contents": contents,
+            "pcmds": pcmds,
+        }
+        return eldu_run(cpu, *(given | changed).values())
+
+    def nothing_is_loaded() -> None:
+        assert machine.secs.children == children - 4
+        assert not any(cpu.epc.valid(page) for page in pages)
+        assert set(pager.slots()) == set(slots)
+        assert machine.read(machine.DATA, 4 * 4096) == bytes(4 * 4096)
+
+    # Everything that eldu_page refuses of the first one is none at all.
+    assert run(owner=tcs_page(pager)) == 0
+    assert run(pages=[tcs_page(pager), *pages[1:]]) == 0
+    assert run(slots=[(tcs_page(pager), 72), *at[1:]]) == 0
+    assert run(slots=[at[1], at[0], *at[2:]]) == 0
+    assert run(linaddr=first + 4096) == 0
+    for busy in (machine.secs_page, va, pages[3]):
+        cpu.epc.lock(busy)
+        assert run() == 0
+        cpu.epc.unlock((busy,))
+    for bit in (SECINFO_PENDING, SECINFO_MODIFIED, PT_TCS << SECINFO_PAGE_TYPE_SHIFT):
+        flags = int.from_bytes(pcmds[:8], "little") ^ bit
+        assert run(pcmds=flags.to_bytes(8, "little") + pcmds[8:]) == 0
+    nothing_is_loaded()
+    # Of a later one: what is before it is loaded.
+    wrong = bytearray(contents)
+    wrong[2 * 4096 + 77] ^= 0x10
+    assert run(contents=bytes(wrong)) == 2
+    assert [cpu.epc.valid(page) for page in pages] == [True, True, False, False]
+    assert set(pager.slots()) == {511, 0}
+    assert machine.secs.children == children - 2
+    assert machine.read(machine.DATA, 2 * 4096) == bytes(4096) + b"\1" * 4096
+    rest = {
+        "linaddr": first + 2 * 4096,
+        "contents": contents[2 * 4096 :],
+        "pcmds": pcmds[256:],
+    }
+    assert run(pages=pages[2:], slots=at[2:], **rest) == 2
+    assert not pager.slots()
+    assert machine.secs.children == children
+    assert machine.read(machine.DATA, 4 * 4096) == b"".join(bytes([n]) * 4096 for n in range(4))
+    assert [cpu.epc.words[page] for page in pages] == words
+    cpu.epc.check()
 
 
 # -- pages that are blocked ---------------------------------------------------------------------

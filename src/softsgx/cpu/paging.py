@@ -74,7 +74,7 @@ _pack_header = Struct("<QQQ104x").pack
 _pack_header_of_pcmd = Struct("<QQ64s40s8x").pack
 # PCMD: SECINFO, ENCLAVEID, reserved bytes, MAC. ENCLAVEID is software's handle: nothing depends on it.
 _pack_pcmd = Struct("<Q56xQ40x16s").pack
-_unpack_pcmd = Struct("<64s8x40s16s").unpack
+unpack_pcmd = Struct("<64s8x40s16s").unpack
 _PCMD_PAGE_TYPE = 1
 _SLOT = Struct("<Q")
 
@@ -380,6 +380,25 @@ def _owner(cpu: Processor, pcmd: bytes, secs: int) -> PageIndex | None:
     return cpu.epc.resolve(secs)
 
 
+def unseal(
+    cpu: Processor,
+    version: int,
+    eid: int,
+    linaddr: int,
+    contents: bytes,
+    secinfo: bytes,
+    reserved: bytes,
+    mac: bytes,
+) -> bytes | None:
+    """Decrypt what EWB has sealed; None if it is not that."""
+    _, decrypt, mismatch = cpu.paging_cipher()
+    header = _pack_header_of_pcmd(eid, linaddr, secinfo, reserved)
+    try:
+        return decrypt(_pack_iv(version), contents + mac, header)
+    except mismatch:
+        return None
+
+
 def eldu_page(
     cpu: Processor,
     page: PageIndex,
@@ -404,7 +423,7 @@ def eldu_page(
         raise Fault.pf(EPC_BASE + page * PAGE_SIZE, "the EPC page is in use")
     if words[va] != VA_WORD:
         raise Fault.pf(EPC_BASE + va * PAGE_SIZE + slot, "the slot is on no VA page")
-    secinfo, reserved, mac = _unpack_pcmd(pcmd)
+    secinfo, reserved, mac = unpack_pcmd(pcmd)
     kind = secinfo[_PCMD_PAGE_TYPE]
     eid = 0
     if kind in CHILDREN:
@@ -418,11 +437,8 @@ def eldu_page(
         raise Fault.gp("PAGEINFO.SECS is not zero for a page that no enclave addresses")
     versions = epc.contents[va]
     (version,) = _SLOT.unpack_from(versions, slot)
-    _, decrypt, mismatch = cpu.paging_cipher()
-    header = _pack_header_of_pcmd(eid, linaddr, secinfo, reserved)
-    try:
-        plain = decrypt(_pack_iv(version), contents + mac, header)
-    except mismatch:
+    plain = unseal(cpu, version, eid, linaddr, contents, secinfo, reserved, mac)
+    if plain is None:
         return LeafCode.MAC_COMPARE_FAIL
     # What follows is as EWB has sealed it: so much of SECINFO is not zero.
     _SLOT.pack_into(versions, slot, 0)

@@ -108,11 +108,19 @@ class Backing(Protocol):
         """Return a page's contents and PCMD; BackingFault, or BackingStalled."""
         ...
 
+    def load_run(self, index: int, count: int) -> tuple[bytes, bytes]:
+        """Return contents and PCMDs of ``count`` neighbours, for which nobody waits; BackingFault, BackingStalled."""
+        ...
+
     def discard(self, index: int) -> None:
         """Forget a page that ELDU has taken: its PCMD becomes zero, its contents a hole where the store punches.
 
         The store may put that off until ``tidy``.
         """
+        ...
+
+    def discard_run(self, index: int, count: int) -> None:
+        """Discard ``count`` neighbours."""
         ...
 
     def tidy(self) -> None:
@@ -279,26 +287,34 @@ class KernelBacking:
 
     def load(self, index: int) -> tuple[bytes, bytes]:
         """Return a page's contents and PCMD, zeros if it is not there; BackingFault."""
-        if index in self._spent:
+        return self.load_run(index, 1)
+
+    def load_run(self, index: int, count: int) -> tuple[bytes, bytes]:
+        """Return contents and PCMDs of neighbours, zeros for what is not there; BackingFault."""
+        if not self._spent.isdisjoint(range(index, index + count)):
             self.tidy()
         fd = self._fd
         try:
-            contents = os.pread(fd, PAGE_SIZE, index * PAGE_SIZE)
-            pcmd = os.pread(fd, PCMD_SIZE, self._pcmds + index * PCMD_SIZE)
+            contents = os.pread(fd, count * PAGE_SIZE, index * PAGE_SIZE)
+            pcmds = os.pread(fd, count * PCMD_SIZE, self._pcmds + index * PCMD_SIZE)
         except OSError as error:
             raise BackingFault(f"page {index:#x} of the backing: {error.strerror}") from error
-        if len(contents) < PAGE_SIZE or len(pcmd) < PCMD_SIZE:
-            raise BackingFault(f"page {index:#x} is beyond the backing")
-        return contents, pcmd
+        if len(contents) < count * PAGE_SIZE or len(pcmds) < count * PCMD_SIZE:
+            raise BackingFault(f"page {index + count - 1:#x} is beyond the backing")
+        return contents, pcmds
 
     def discard(self, index: int) -> None:
         """Make a hole of the contents; the PCMD becomes zero, or a hole with the last one of its page."""
-        held = self._held
-        if index not in held:
-            return
-        held.remove(index)
-        self._spent.add(index)
-        if len(self._spent) >= _SPENT_AT_ONCE:
+        self.discard_run(index, 1)
+
+    def discard_run(self, index: int, count: int) -> None:
+        """Discard neighbours."""
+        held, spent = self._held, self._spent
+        for at in range(index, index + count):
+            if at in held:
+                held.remove(at)
+                spent.add(at)
+        if len(spent) >= _SPENT_AT_ONCE:
             self.tidy()
 
     def tidy(self) -> None:
@@ -349,7 +365,14 @@ class NoBacking:
         """Raise BackingFault: nothing was stored."""
         raise BackingFault(f"page {index:#x}: the enclave has no backing")
 
+    def load_run(self, index: int, count: int) -> tuple[bytes, bytes]:  # noqa: ARG002 - as ``load``
+        """Raise BackingFault: nothing was stored."""
+        return self.load(index)
+
     def discard(self, index: int) -> None:
+        """Do nothing."""
+
+    def discard_run(self, index: int, count: int) -> None:
         """Do nothing."""
 
     def tidy(self) -> None:

@@ -29,12 +29,12 @@ _libc.preadv.restype = ctypes.c_ssize_t
 class MemfdElrange:
     """cpu's Elrange over a sparse memfd, 2^47 bytes long; ``fd`` is the driver's own descriptor.
 
-    ``kind`` is that of the node through which a program has it, and shows in its name.  ``place`` is set while a page is brought in for somebody who has touched it: it puts a whole page that
-    is absent into the memfd and into that address space at once, and tells whether it could.
+    ``kind`` is that of the node through which a program has it, and shows in its name.  ``place`` is set while a page is brought in for somebody who has touched it: it puts whole pages that
+    are absent into the memfd and into that address space at once, and returns how many bytes.
     """
 
     def __init__(self, kind: str = ENCLAVE) -> None:
-        self.place: Callable[[int, bytes | bytearray | memoryview], bool] | None = None
+        self.place: Callable[[int, bytes | bytearray | memoryview], int] | None = None
         self._kept: list[tuple[int, int]] | None = None
         self.fd = os.memfd_create(f"sgx_{kind}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
@@ -82,8 +82,12 @@ class MemfdElrange:
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Write at a linear address.  A page that was a hole appears whole, by one system call."""
-        if self.place is not None and len(data) == _PAGE_SIZE and self.place(address, data):
-            return
+        if self.place is not None and not len(data) % _PAGE_SIZE:
+            done = self.place(address, data)
+            if done == len(data):
+                return
+            address += done
+            data = memoryview(data)[done:]
         done = os.pwrite(self.fd, data, address)
         while done < len(data):
             done += os.pwrite(self.fd, memoryview(data)[done:], address + done)

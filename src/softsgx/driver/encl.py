@@ -463,6 +463,10 @@ class Encl:
                 return f"the enclave has no page at {address:#x}, for it was killed"
         return None
 
+    def brought_in(self, address: int, end: int) -> None:
+        """Hear that a page was brought in for its touch; what follows it up to ``end`` may come too."""
+        self._reclaimer.read_ahead.touched(self, address // PAGE_SIZE, end // PAGE_SIZE)
+
     def translate(self, linear: int) -> PageIndex | None:
         """Return the EPC page at a linear address, None if the enclave has none there."""
         page = self.page_array.epc_page(linear // PAGE_SIZE)

@@ -53,6 +53,15 @@ class PageRun:
         """Tell whether a page of the run is out."""
         return self.epc[page - self.first] < 0
 
+    def slot(self, page: int) -> int:
+        """Return the number of the VA slot of a page of the run that is out."""
+        return -1 - self.epc[page - self.first]
+
+    def set_resident(self, page: int, epc: Iterable[int]) -> None:
+        """Record the EPC pages of neighbours, from ``page`` on."""
+        for at, each in enumerate(epc, page - self.first):
+            self.epc[at] = each
+
     def resident(self, first: int, end: int, leaving: set[int]) -> Iterator[tuple[int, int]]:
         """Give the parts of [first, end) that are in the EPC to stay; ``leaving`` are addresses."""
         start = -1

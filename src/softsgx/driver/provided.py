@@ -112,23 +112,28 @@ class ExtentBacking:
 
     def load(self, index: int) -> tuple[bytes, bytes]:
         """Return a page's contents and PCMD; BackingFault."""
+        return self.load_run(index, 1)
+
+    def load_run(self, index: int, count: int) -> tuple[bytes, bytes]:
+        """Return contents and PCMDs of neighbours; BackingFault."""
         try:
             return (
-                self._contents.read(index * PAGE_SIZE, PAGE_SIZE),
-                self._pcmds.read(self._pcmds_at + index * PCMD_SIZE, PCMD_SIZE),
+                self._contents.read(index * PAGE_SIZE, count * PAGE_SIZE),
+                self._pcmds.read(self._pcmds_at + index * PCMD_SIZE, count * PCMD_SIZE),
             )
         except OSError as error:
             raise BackingFault(
                 f"page {index:#x} of the backing cannot be read: {error.strerror}"
             ) from error
 
-    def load_now(self, index: int) -> tuple[bytes, bytes] | None:
-        """Return a page's contents and PCMD if nothing has to be waited for, else None."""
-        contents = self._contents.read_now(index * PAGE_SIZE, PAGE_SIZE)
+    def load_now(self, index: int, count: int) -> tuple[bytes, bytes] | None:
+        """Return contents and PCMDs of neighbours if nothing has to be waited for, else None."""
+        contents = self._contents.read_now(index * PAGE_SIZE, count * PAGE_SIZE)
         if contents is None:
             return None
-        pcmd = self._pcmds.read_now(self._pcmds_at + index * PCMD_SIZE, PCMD_SIZE)
-        return None if pcmd is None else (contents, pcmd)
+        pcmds_at = self._pcmds_at + index * PCMD_SIZE
+        pcmds = self._pcmds.read_now(pcmds_at, count * PCMD_SIZE)
+        return None if pcmds is None else (contents, pcmds)
 
     def discard(self, index: int) -> None:
         """Make the PCMD zero and, where the store punches, a hole of the contents."""
@@ -146,6 +151,11 @@ class ExtentBacking:
         except OSError:
             # The page is in the EPC again; what a broken store keeps of it is ciphertext.
             return
+
+    def discard_run(self, index: int, count: int) -> None:
+        """Discard neighbours."""
+        for at in range(index, index + count):
+            self.discard(at)
 
     def tidy(self) -> None:
         """Do nothing: what is discarded is so at once, for the store's owner sees it."""
@@ -235,7 +245,7 @@ class BoundedBacking:
             late = self._late.pop(index, None)
             if late is not None:
                 return late.outcome()
-            now = self._store.load_now(index)
+            now = self._store.load_now(index, 1)
             if now is not None:
                 return now
 
@@ -245,6 +255,14 @@ class BoundedBacking:
 
         return self._ask(partial(self._store.load, index), keep)
 
+    def load_run(self, index: int, count: int) -> tuple[bytes, bytes]:
+        """Return contents and PCMDs of neighbours; BackingStalled where they have to be waited for."""
+        if not self._closed and not self._worker.stalled:
+            now = self._store.load_now(index, count)
+            if now is not None:
+                return now
+        raise BackingStalled("nobody waits for what is not asked for")
+
     def discard(self, index: int) -> None:
         """Make the PCMD zero and, where the store punches, a hole of the contents; later, if the store stalls."""
         if not self._closed:
@@ -253,6 +271,11 @@ class BoundedBacking:
     def _discard(self, index: int) -> None:
         self._late.pop(index, None)
         self._store.discard(index)
+
+    def discard_run(self, index: int, count: int) -> None:
+        """Discard neighbours."""
+        for at in range(index, index + count):
+            self.discard(at)
 
     def tidy(self) -> None:
         """Do nothing."""

@@ -11,6 +11,7 @@ still in memory: nothing is lost, and no enclave dies of a full disk.
 """
 
 import errno
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from softsgx.arch.secinfo import PAGE_SIZE, VA_SLOTS
@@ -18,6 +19,7 @@ from softsgx.cpu.epc import Epc, PageIndex
 from softsgx.cpu.paging import eblock, eldu_page, etrack, ewb_pages, held, tlb_shootdown
 from softsgx.driver.backing import BackingFault, BackingStalled
 from softsgx.driver.page_array import neighbours
+from softsgx.driver.read_ahead import ReadAhead
 from softsgx.errors import DriverError, Fault
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class Reclaimer:
         self.woken = False
         # Whose backings may have put something off.
         self._untidy: set[Encl] = set()
+        self.read_ahead = ReadAhead(self)
         self._batch_under_way = False
         # A batch has stayed because an address space would not let it go, or its store did not answer in
         # time: another time they may.
@@ -88,6 +91,7 @@ class Reclaimer:
     def ended(self, encl: "Encl", secs: PageIndex | None) -> None:
         """Forget an enclave whose pages are gone."""
         self._untidy.discard(encl)
+        self.read_ahead.ended(encl)
         self._killable.pop(encl, None)
         if secs is not None:
             self._encls.pop(secs, None)
@@ -378,6 +382,22 @@ class Reclaimer:
             if self.allocator.free_pages < 2:
                 raise EpcExhausted("no EPC page for the SECS")
             self._load(encl, encl.secs_index, encl.slot_of(encl.secs_index))
+
+    def loaded_run(self, encl: "Encl", index: int, pages: Sequence[PageIndex]) -> None:
+        """Account for neighbours that have been loaded, from ``index`` on, though nobody has touched them."""
+        stats, backing, events = encl.stats, encl.backing, encl.events
+        count = len(pages)
+        backing.discard_run(index, count)
+        for at, page in enumerate(pages, index):
+            self.policy.loaded(page, encl.serial | at)
+            if events is not None:
+                events.reloaded(encl, encl.base + at * PAGE_SIZE)
+        self._untidy.add(encl)
+        stats.resident += count
+        stats.reloads += count
+        stats.backing_bytes += count * (PAGE_SIZE + 128)
+        stats.backing_pages = backing.pages_held
+        self.allocated()
 
     def _load(self, encl: "Encl", index: int, slot: int) -> None:
         try:

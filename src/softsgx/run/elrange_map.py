@@ -17,6 +17,7 @@ import os
 import struct
 from bisect import bisect_left, bisect_right
 
+from softsgx.driver.read_ahead import READ_AHEAD_MOST
 from softsgx.run import numbers as n
 from softsgx.run.ptrace import failed
 
@@ -53,8 +54,8 @@ _TOP = 1 << 64
 _UNKNOWN = -1
 
 # What UFFDIO_COPY copies from.
-_page = bytearray(n.PAGE_SIZE)
-_page_at = ctypes.addressof((ctypes.c_char * n.PAGE_SIZE).from_buffer(_page))
+_pages = bytearray(READ_AHEAD_MOST * n.PAGE_SIZE)
+_pages_at = ctypes.addressof((ctypes.c_char * len(_pages)).from_buffer(_pages))
 
 
 def too_many_runs(tracee: "Tracee") -> str:
@@ -305,19 +306,25 @@ class EnclaveMap:
             argument = struct.pack("<QQ", address & -n.PAGE_SIZE, n.PAGE_SIZE)
             fcntl.ioctl(self._uffd, _UFFDIO_WAKE, argument)
 
-    def place(self, address: int, data: "bytes | bytearray | memoryview") -> bool:
-        """Put a page that is absent into the enclave's memory and into this address space at once."""
+    def place(self, address: int, data: "bytes | bytearray | memoryview") -> int:
+        """Put absent pages into the enclave's memory and into this address space at once; gives how many bytes.
+
+        It ends at one that is not watched, or unmapped by now, or of which somebody else's touch has
+        made a page of zeros.
+        """
         self.generation += 1
-        if self._uffd < 0:
-            return False
-        _page[:] = data
+        length = len(data)
+        if self._uffd < 0 or length > len(_pages):
+            return 0
+        _pages[:length] = data
+        argument = bytearray(_COPY.pack(address, _pages_at, length, 0, 0))
         try:
-            fcntl.ioctl(self._uffd, _UFFDIO_COPY, _COPY.pack(address, _page_at, n.PAGE_SIZE, 0, 0))
+            fcntl.ioctl(self._uffd, _UFFDIO_COPY, argument, True)
         except OSError:
-            # Not watched, or unmapped by now; or somebody else's touch has made a page of zeros.
-            return False
-        self.placed = address
-        return True
+            length = max(_COPY.unpack(argument)[4], 0)
+        if length:
+            self.placed = address
+        return length
 
     # -- the protection in force --------------------------------------------------------------
 

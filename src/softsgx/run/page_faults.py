@@ -63,7 +63,7 @@ def answered(enclaves: "EnclaveMap", address: int, flags: int) -> bool:
     if vma is None or not vma.prot:
         return False
     page = address & -n.PAGE_SIZE
-    if not _loaded(enclaves, vma, page):
+    if not _loaded(enclaves, vma, page, ahead=True):
         return False
     if enclaves.placed == page:
         # Who slept there has been woken.
@@ -78,13 +78,17 @@ def answered(enclaves: "EnclaveMap", address: int, flags: int) -> bool:
     return True
 
 
-def _loaded(enclaves: "EnclaveMap", vma: "EnclaveVma", page: int) -> bool:
+def _loaded(enclaves: "EnclaveMap", vma: "EnclaveVma", page: int, *, ahead: bool = False) -> bool:
     encl, elrange = vma.file.encl, vma.file.elrange
     encl.touched(page)
     enclaves.placed = -1
     elrange.place = enclaves.place if vma.watched else None
     try:
-        return encl.load_page_in_vma(page, vma.prot) is None
+        loaded = encl.load_page_in_vma(page, vma.prot) is None
+        if ahead and enclaves.placed == page:
+            encl.brought_in(page, vma.end)
+            enclaves.placed = page
+        return loaded
     finally:
         elrange.place = None
 
