@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A processor with one page table, and the steps that build an enclave on it one leaf at a time."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from functools import wraps
 from hashlib import sha256
 from typing import Any
 
@@ -280,6 +282,47 @@ def _fault(call: Callable[[], Any]) -> Fault:
     with pytest.raises(Fault) as caught:
         call()
     return caught.value
+
+
+def _recorded(
+    name: str, leaf: Callable[..., Any], seen: set[tuple[str, str]]
+) -> Callable[..., Any]:
+    @wraps(leaf)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            result = leaf(*args, **kwargs)
+        except Fault as fault:
+            seen.add((name, {13: "#GP", 14: "#PF"}.get(fault.vector, str(fault.vector))))
+            raise
+        code = result[0] if isinstance(result, tuple) else result
+        seen.add((name, code.name if code else "done"))
+        return result
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def provoked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """See that a test provokes what it says: @pytest.mark.leaf(NAME, OUTCOME, ...)."""
+    claims = [(mark.args[0], set(mark.args[1:])) for mark in request.node.iter_markers("leaf")]
+    if not claims:
+        yield
+        return
+    seen: set[tuple[str, str]] = set()
+    modules = list(sys.modules.values())
+    for name, _ in claims:
+        attribute = name.lower()
+        made: dict[int, Callable[..., Any]] = {}
+        for module in modules:
+            leaf = vars(module).get(attribute) if hasattr(module, "__dict__") else None
+            if callable(leaf) and getattr(leaf, "__module__", "").startswith("softsgx.cpu."):
+                run = made.setdefault(id(leaf), _recorded(name, leaf, seen))
+                monkeypatch.setattr(module, attribute, run)
+        assert made, f"no leaf {name} is loaded"
+    yield
+    for name, outcomes in claims:
+        missing = outcomes - {outcome for leaf, outcome in seen if leaf == name}
+        assert not missing, f"{name}: {sorted(missing)} not provoked, only {sorted(seen)}"
 
 
 @pytest.fixture(scope="session")

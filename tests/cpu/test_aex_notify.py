@@ -100,6 +100,7 @@ def test_a_frame_that_does_not_ask_is_resumed(notified: Notified) -> None:
     assert notified.cssa == 0
 
 
+@pytest.mark.leaf("ERESUME", "done")
 def test_eresume_of_a_frame_that_asks_enters_with_the_next_one(notified: Notified) -> None:
     machine = notified.machine
     notified.interrupted()
@@ -132,6 +133,7 @@ def test_eresume_of_a_frame_that_asks_enters_with_the_next_one(notified: Notifie
     assert notified.regs.rcx == AEP + 0x40
 
 
+@pytest.mark.leaf("ERESUME", "#GP")
 def test_eresume_that_notifies_wants_a_frame_above(notified: Notified) -> None:
     notified.interrupted()
     notified.enter()
@@ -146,6 +148,7 @@ def test_eresume_that_notifies_wants_a_frame_above(notified: Notified) -> None:
     assert notified.cssa == 1
 
 
+@pytest.mark.leaf("ERESUME", "#PF", "done")
 def test_eresume_that_notifies_checks_the_frame_above(notified: Notified) -> None:
     machine = notified.machine
     notified.interrupted()
@@ -176,6 +179,7 @@ def test_eresume_that_notifies_finds_the_tcs_inactive(notified: Notified) -> Non
     assert "active" in other.fault(Enclu.ERESUME).reason
 
 
+@pytest.mark.leaf("EDECCSSA", "done")
 def test_edeccssa_makes_the_frame_below_the_current_one(notified: Notified) -> None:
     machine = notified.machine
     notified.interrupted()
@@ -197,6 +201,7 @@ def test_edeccssa_makes_the_frame_below_the_current_one(notified: Notified) -> N
     assert notified.regs.rsp == 0x7000
 
 
+@pytest.mark.leaf("EDECCSSA", "#GP")
 def test_edeccssa_wants_a_frame_below(notified: Notified) -> None:
     notified.enter()
     fault = notified.fault(Enclu.EDECCSSA)
@@ -204,6 +209,7 @@ def test_edeccssa_wants_a_frame_below(notified: Notified) -> None:
     assert "CSSA is 0" in fault.reason
 
 
+@pytest.mark.leaf("EDECCSSA", "#PF")
 def test_edeccssa_checks_the_frame_below(notified: Notified) -> None:
     machine = notified.machine
     notified.interrupted()

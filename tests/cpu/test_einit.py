@@ -42,6 +42,7 @@ def flipped(data: bytes, offset: int, bits: int = 1) -> bytes:
     return bytes(out)
 
 
+@pytest.mark.leaf("EINIT", "done")
 def test_einit_commits_what_the_signer_says(built: Any) -> None:
     mrenclave = built.secs.hasher.digest()
     css = built.sigstruct(isvprodid=0x1234, isvsvn=0x5678)
@@ -52,12 +53,14 @@ def test_einit_commits_what_the_signer_says(built: Any) -> None:
     assert secs.attributes & ATTRIBUTE_INIT
 
 
+@pytest.mark.leaf("EINIT", "#GP")
 def test_einit_happens_once(built: Any, gp: Any) -> None:
     css = built.sigstruct()
     assert built.einit(css) is LeafCode.NO_ERROR
     assert "already" in gp(lambda: built.einit(css))
 
 
+@pytest.mark.leaf("EINIT", "#GP", "#PF")
 def test_einit_checks_its_operands(built: Any, gp: Any, pf: Any) -> None:
     css, token = built.memory.place(built.sigstruct()), built.memory.place(bytes(304))
     secs = built.address(built.secs_page)
@@ -83,6 +86,7 @@ def test_einit_checks_its_operands(built: Any, gp: Any, pf: Any) -> None:
 @pytest.mark.parametrize(
     "offset", [0, 15, 16, 24, 39, 44, 127, 512, 908, 910, 992, 1007, 1028, 1039]
 )
+@pytest.mark.leaf("EINIT", "INVALID_SIG_STRUCT")
 def test_a_malformed_sigstruct_is_refused(built: Any, offset: int) -> None:
     css = flipped(built.sigstruct(), offset)
     assert built.einit(css) is LeafCode.INVALID_SIG_STRUCT
@@ -101,6 +105,7 @@ def test_intel_may_be_the_vendor(built: Any) -> None:
 @pytest.mark.parametrize(
     "offset", [20, 40, 128, 511, 516, 899, 904, 960, 1024, 1040, 1423, 1424, 1807]
 )
+@pytest.mark.leaf("EINIT", "INVALID_SIGNATURE")
 def test_a_changed_byte_breaks_the_signature(built: Any, offset: int) -> None:
     css = flipped(built.sigstruct(), offset)
     assert built.einit(css) is LeafCode.INVALID_SIGNATURE
@@ -126,6 +131,7 @@ def test_all_zero_is_no_signature(built: Any) -> None:
     assert built.einit(zero) is LeafCode.INVALID_SIGNATURE
 
 
+@pytest.mark.leaf("EINIT", "INVALID_MEASUREMENT")
 def test_a_wrong_hash_is_told_before_wrong_attributes(built: Any) -> None:
     wrong = {"enclavehash": bytes(32), "attributes": ATTRIBUTE_DEBUG}
     assert built.einit(built.sigstruct(**wrong)) is LeafCode.INVALID_MEASUREMENT
@@ -151,12 +157,14 @@ def test_a_page_flipped_after_signing_is_a_wrong_measurement(make_machine: Any) 
         {"attributes": ATTRIBUTE_MODE64BIT | ATTRIBUTE_KSS},
     ],
 )
+@pytest.mark.leaf("EINIT", "INVALID_ATTRIBUTE")
 def test_the_masked_attributes_must_agree(built: Any, changes: Any) -> None:
     assert built.einit(built.sigstruct(**changes)) is LeafCode.INVALID_ATTRIBUTE
     masked = {"attributemask": 0, "xfrmmask": 0, "miscmask": 0}
     assert built.einit(built.sigstruct(**changes | masked)) is LeafCode.NO_ERROR
 
 
+@pytest.mark.leaf("EINIT", "INVALID_SIG_STRUCT", "done")
 def test_family_and_extended_product_need_kss(built: Any, make_machine: Any) -> None:
     for name in ("isvfamilyid", "isvextprodid"):
         css = built.sigstruct(**{name: b"\1" * 16, "enclavehash": bytes(32)})
@@ -169,6 +177,7 @@ def test_family_and_extended_product_need_kss(built: Any, make_machine: Any) -> 
     assert (kss.secs.isvfamilyid, kss.secs.isvextprodid) == (b"\1" * 16, b"\2" * 16)
 
 
+@pytest.mark.leaf("EINIT", "INVALID_ATTRIBUTE")
 def test_only_the_trusted_signer_has_launch_enclaves(machine: Any) -> None:
     machine.create(attributes=ATTRIBUTE_MODE64BIT | ATTRIBUTE_EINITTOKENKEY)
     machine.populate()
@@ -178,6 +187,7 @@ def test_only_the_trusted_signer_has_launch_enclaves(machine: Any) -> None:
     assert machine.einit(css) is LeafCode.NO_ERROR
 
 
+@pytest.mark.leaf("EINIT", "INVALID_EINITTOKEN")
 def test_without_token_the_signer_must_be_the_trusted_one(machine: Any) -> None:
     machine.create()
     machine.populate()
@@ -235,6 +245,9 @@ def test_a_token_launches_another_signers_enclave(machine: Any) -> None:
     assert launcher.launch(launcher.token()) is LeafCode.NO_ERROR
 
 
+@pytest.mark.leaf(
+    "EINIT", "INVALID_EINITTOKEN", "INVALID_CPUSVN", "INVALID_MEASUREMENT", "INVALID_ATTRIBUTE"
+)
 def test_a_token_is_checked_in_order(machine: Any) -> None:
     launcher = Launcher(machine)
     token = launcher.token()

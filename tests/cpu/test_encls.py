@@ -19,6 +19,7 @@ from softsgx.arch.secinfo import (
     PT_TCS,
     PT_TRIM,
     PT_VA,
+    SECINFO_MODIFIED,
     SECINFO_PENDING,
     SECINFO_R,
     SECINFO_REG,
@@ -65,6 +66,7 @@ def u64(value: int) -> bytes:
         ({"size": 4096, "attributes": ATTRIBUTE_MODE64BIT | ATTRIBUTE_INIT}, "SIZE"),
     ],
 )
+@pytest.mark.leaf("ECREATE", "#GP")
 def test_ecreate_refuses_a_secs(machine: Any, gp: Any, changes: Any, reason: str) -> None:
     assert reason in gp(lambda: machine.create(**changes))
     assert not machine.cpu.enclaves
@@ -81,6 +83,7 @@ def test_ecreate_refuses_reserved_bytes_of_the_secs(machine: Any, gp: Any) -> No
         )
 
 
+@pytest.mark.leaf("ECREATE", "#GP", "#PF", "done")
 def test_ecreate_checks_its_operands(machine: Any, gp: Any, pf: Any) -> None:
     def run(rcx: int = EPC_BASE, shift: int = 0, flags: int = 0, **changes: int) -> None:
         rbx = machine.pageinfo(machine.secs_bytes(), flags, **changes)
@@ -127,6 +130,8 @@ def test_base_zero_is_legal(machine: Any) -> None:
 # -- EADD and EEXTEND ---------------------------------------------------------------------------
 
 
+@pytest.mark.leaf("EADD", "done")
+@pytest.mark.leaf("EEXTEND", "done")
 def test_the_measurement_is_that_of_the_manuals_blocks(machine: Any) -> None:
     machine.create(ssaframesize=2)
     data = bytes(range(256)) * 16
@@ -153,6 +158,7 @@ def test_a_tcs_is_measured_as_eadd_leaves_it(machine: Any) -> None:
     assert machine.cpu.epc.words[page] == EPCM_VALID | PT_TCS << 8
 
 
+@pytest.mark.leaf("EADD", "#GP", "#PF", "done")
 def test_eadd_checks_in_order(machine: Any, gp: Any, pf: Any) -> None:
     machine.create()
     secs = machine.address(machine.secs_page)
@@ -221,6 +227,8 @@ def test_a_32_bit_enclave_wants_limits_that_end_in_fff(machine: Any, gp: Any) ->
     assert "FSLIMIT" in gp(lambda: encls.eadd(machine.cpu, machine.memory, rbx, machine.address(5)))
 
 
+@pytest.mark.leaf("EADD", "#GP")
+@pytest.mark.leaf("EEXTEND", "#GP")
 def test_nothing_is_added_after_einit(machine: Any, gp: Any) -> None:
     machine.build()
     assert "initialised" in gp(lambda: machine.add(0x20000, bytes(4096), RW))
@@ -229,6 +237,7 @@ def test_nothing_is_added_after_einit(machine: Any, gp: Any) -> None:
     assert "initialised" in gp(lambda: encls.eextend(machine.cpu, secs, machine.address(page)))
 
 
+@pytest.mark.leaf("EEXTEND", "#GP", "#PF")
 def test_eextend_checks_in_order(machine: Any, gp: Any, pf: Any) -> None:
     other = machine.create()
     machine.create()
@@ -244,11 +253,19 @@ def test_eextend_checks_in_order(machine: Any, gp: Any, pf: Any) -> None:
     assert pf(run(secs, 0x1000)) == 0x1000
     assert pf(run(secs, machine.address(50))) == machine.address(50)
     assert pf(run(secs, secs)) == secs
+    va = machine.address(40)
+    encls.epa(machine.cpu, PT_VA, va)
+    assert pf(run(secs, va)) == va
     assert "not the page's" in gp(run(machine.address(other), rcx))
+    machine.cpu.epc.lock(machine.secs_page)
+    assert "SECS is in use" in gp(run(secs, rcx))
+    machine.cpu.epc.unlock((machine.secs_page,))
     machine.cpu.epc.lock(page)
-    assert "in use" in gp(run(secs, rcx))
+    assert "in use" in gp(run(machine.address(other), rcx))
 
 
+@pytest.mark.leaf("EADD", "#GP")
+@pytest.mark.leaf("EREMOVE", "#GP")
 def test_two_leaves_cannot_have_one_page(machine: Any, gp: Any) -> None:
     """While a leaf waits for its caller's memory, another one that needs the page is refused."""
     machine.create()
@@ -276,6 +293,7 @@ def test_two_leaves_cannot_have_one_page(machine: Any, gp: Any) -> None:
 # -- EREMOVE and EPA ----------------------------------------------------------------------------
 
 
+@pytest.mark.leaf("EREMOVE", "#GP", "#PF", "CHILD_PRESENT", "ENCLAVE_ACT", "done")
 def test_eremove_checks_in_order(machine: Any, gp: Any, pf: Any) -> None:
     machine.build()
     cpu = machine.cpu
@@ -325,11 +343,15 @@ def test_eremove_pages_stops_where_a_thread_is_inside(machine: Any) -> None:
     assert encls.eremove_pages(machine.cpu, first, 3) == (LeafCode.ENCLAVE_ACT, 0)
 
 
+@pytest.mark.leaf("EPA", "#GP", "#PF", "done")
 def test_epa_makes_a_version_array(machine: Any, gp: Any, pf: Any) -> None:
     cpu, rcx = machine.cpu, machine.address(3)
     gp(lambda: encls.epa(cpu, 2, rcx))
     gp(lambda: encls.epa(cpu, PT_VA, rcx + 8))
     assert pf(lambda: encls.epa(cpu, PT_VA, 0)) == 0
+    cpu.epc.lock(3)
+    assert "in use" in gp(lambda: encls.epa(cpu, PT_VA, rcx))
+    cpu.epc.unlock((3,))
     encls.epa(cpu, PT_VA, rcx)
     assert pf(lambda: encls.epa(cpu, PT_VA, rcx)) == rcx
     assert encls.eremove(cpu, rcx) is LeafCode.NO_ERROR
@@ -352,6 +374,8 @@ def test_encls_ignores_the_upper_half_of_rax(machine: Any) -> None:
 # -- EDBGRD and EDBGWR --------------------------------------------------------------------------
 
 
+@pytest.mark.leaf("EDBGRD", "#GP", "#PF", "PAGE_NOT_DEBUGGABLE", "done")
+@pytest.mark.leaf("EDBGWR", "#GP", "#PF", "PAGE_NOT_DEBUGGABLE", "done")
 def test_a_debugger_reads_and_writes_a_debug_enclave(machine: Any, gp: Any, pf: Any) -> None:
     machine.build()
     cpu = machine.cpu
@@ -365,8 +389,13 @@ def test_a_debugger_reads_and_writes_a_debug_enclave(machine: Any, gp: Any, pf: 
     assert encls.edbgrd(cpu, tcs + 8) == (LeafCode.NO_ERROR, TCS_DBGOPTIN)
     assert machine.secs.threads[machine.table[machine.BASE + machine.TCS]].flags == TCS_DBGOPTIN
 
-    gp(lambda: encls.edbgrd(cpu, data + 4))
-    assert pf(lambda: encls.edbgrd(cpu, 0)) == 0
+    for leaf in (lambda rcx: encls.edbgrd(cpu, rcx), lambda rcx: encls.edbgwr(cpu, rcx, 0)):
+        assert "8-byte" in gp(lambda leaf=leaf: leaf(4))
+        assert pf(lambda leaf=leaf: leaf(0)) == 0
+        cpu.epc.lock(60)
+        assert "in use" in gp(lambda leaf=leaf: leaf(machine.address(60)))
+        cpu.epc.unlock((60,))
+        assert pf(lambda leaf=leaf: leaf(machine.address(60))) == machine.address(60)
     assert pf(lambda: encls.edbgrd(cpu, machine.address(60))) == machine.address(60)
     secs = machine.address(machine.secs_page)
     assert pf(lambda: encls.edbgrd(cpu, secs)) == secs
@@ -378,11 +407,15 @@ def test_a_debugger_reads_and_writes_a_debug_enclave(machine: Any, gp: Any, pf: 
     cpu.epc.contents[60][8] = 1
     assert encls.edbgrd(cpu, va + 8) == (LeafCode.NO_ERROR, (1 << 64) - 1)
     assert pf(lambda: encls.edbgwr(cpu, va, 1)) == va
-    cpu.epc.words[machine.table[machine.BASE + machine.DATA]] |= SECINFO_PENDING
-    assert encls.edbgrd(cpu, data) == (LeafCode.PAGE_NOT_DEBUGGABLE, 0)
-    assert encls.edbgwr(cpu, data, 0) is LeafCode.PAGE_NOT_DEBUGGABLE
+    for bit in (SECINFO_PENDING, SECINFO_MODIFIED):
+        cpu.epc.words[machine.table[machine.BASE + machine.DATA]] ^= bit
+        assert encls.edbgrd(cpu, data) == (LeafCode.PAGE_NOT_DEBUGGABLE, 0)
+        assert encls.edbgwr(cpu, data, 0) is LeafCode.PAGE_NOT_DEBUGGABLE
+        cpu.epc.words[machine.table[machine.BASE + machine.DATA]] ^= bit
 
 
+@pytest.mark.leaf("EDBGRD", "#GP")
+@pytest.mark.leaf("EDBGWR", "#GP")
 def test_a_production_enclave_cannot_be_debugged(machine: Any, gp: Any) -> None:
     machine.build(attributes=ATTRIBUTE_MODE64BIT)
     data = machine.address(machine.table[machine.BASE + machine.DATA])

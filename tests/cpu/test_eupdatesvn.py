@@ -27,6 +27,7 @@ def cpu(machine: Any) -> Processor:
     return made
 
 
+@pytest.mark.leaf("EUPDATESVN", "done", "NO_UPDATE")
 def test_newer_microcode_is_attested_to_after_it(machine: Any, cpu: Processor) -> None:
     before = cpu.identity
     cpu.microcode_svn = NEWER
@@ -57,6 +58,9 @@ def test_the_new_key_is_the_one_that_rdseed_gave(machine: Any, cpu: Processor) -
     assert sealed[0] == sealed[1]
 
 
+@pytest.mark.leaf(
+    "EUPDATESVN", "EPC_PAGE_CONFLICT", "EPC_NOT_READY", "INSUFFICIENT_ENTROPY", "done"
+)
 def test_the_codes_come_in_the_manuals_order(machine: Any, cpu: Processor) -> None:
     cpu.microcode_svn = NEWER
     before = cpu.identity

@@ -68,11 +68,13 @@ def verifier(machine: Any) -> Verifier:
     return Verifier(machine)
 
 
+@pytest.mark.leaf("EVERIFYREPORT2", "done")
 def test_a_report_of_this_processor_is_verified(verifier: Verifier) -> None:
     assert verifier.verify(verifier.made()) == LeafCode.NO_ERROR
     assert verifier.verify(verifier.made(cpusvn=bytes(16))) == LeafCode.NO_ERROR
 
 
+@pytest.mark.leaf("EVERIFYREPORT2", "#GP", "#PF")
 def test_the_faults_come_in_the_manuals_order(verifier: Verifier) -> None:
     machine = verifier.machine
     hole = machine.BASE + 0x80000
@@ -95,6 +97,7 @@ def test_the_faults_come_in_the_manuals_order(verifier: Verifier) -> None:
 @pytest.mark.parametrize(
     "reporttype", [b"\0\0\0\0", b"\x80\0\0\0", b"\x81\1\0\0", b"\x81\0\1\0", b"\x81\0\0\1"]
 )
+@pytest.mark.leaf("EVERIFYREPORT2", "INVALID_REPORTMACSTRUCT")
 def test_a_report_of_another_kind_is_refused_first(verifier: Verifier, reporttype: bytes) -> None:
     data = verifier.made(reporttype=reporttype, cpusvn=b"\xff" * 16)
     assert verifier.verify(data) == LeafCode.INVALID_REPORTMACSTRUCT
@@ -108,6 +111,7 @@ def test_what_is_reserved_is_zero(verifier: Verifier, offset: int) -> None:
     assert code == LeafCode.INVALID_REPORTMACSTRUCT
 
 
+@pytest.mark.leaf("EVERIFYREPORT2", "INVALID_CPUSVN")
 def test_a_newer_processor_is_told_before_the_mac_is_looked_at(verifier: Verifier) -> None:
     newer = bytes(15) + b"\3"
     data = verifier.made(cpusvn=newer)[:-1] + b"\0"
@@ -115,6 +119,7 @@ def test_a_newer_processor_is_told_before_the_mac_is_looked_at(verifier: Verifie
 
 
 @pytest.mark.parametrize("offset", [31, 32, 127, 128, 191, 224, 255])
+@pytest.mark.leaf("EVERIFYREPORT2", "INVALID_REPORTMACSTRUCT")
 def test_every_byte_of_the_report_is_covered(verifier: Verifier, offset: int) -> None:
     data = bytearray(verifier.made())
     data[offset] ^= 2

@@ -207,6 +207,9 @@ def test_provisioning_keys_do_not_depend_on_the_owner(inside: Any) -> None:
     assert KEYNAME_PROVISION not in changed
 
 
+@pytest.mark.leaf(
+    "EGETKEY", "INVALID_CPUSVN", "INVALID_ISVSVN", "INVALID_KEYNAME", "INVALID_ATTRIBUTE", "done"
+)
 def test_egetkey_codes(inside: Any, make_machine: Any) -> None:
     enclave = inside()
     newer = b"\0" * 15 + b"\3"
@@ -222,6 +225,7 @@ def test_egetkey_codes(inside: Any, make_machine: Any) -> None:
         assert plain.code(keyname=name, isvsvn=9) == LeafCode.INVALID_ATTRIBUTE
 
 
+@pytest.mark.leaf("EGETKEY", "#GP")
 def test_egetkey_refuses_reserved_bits_and_kss_without_kss(
     inside: Any, make_machine: Any, gp: Any
 ) -> None:
@@ -238,6 +242,8 @@ def test_egetkey_refuses_reserved_bits_and_kss_without_kss(
     assert plain.key(keyname=KEYNAME_SEAL, keypolicy=3)
 
 
+@pytest.mark.leaf("EGETKEY", "#GP", "#PF")
+@pytest.mark.leaf("EREPORT", "#GP", "#PF")
 def test_operands_are_checked_one_after_the_other(inside: Any, gp: Any) -> None:
     enclave = inside()
     base, machine = enclave.base, enclave.machine
@@ -272,6 +278,7 @@ def test_operands_are_checked_one_after_the_other(inside: Any, gp: Any) -> None:
     assert fault(1, rbx=good, rcx=out) == (good, violation)
 
 
+@pytest.mark.leaf("EREPORT", "done")
 def test_a_report_is_verified_by_its_target_only(inside: Any, make_machine: Any) -> None:
     identity = Identity.fresh()
     reporter = inside(identity, **KSS)

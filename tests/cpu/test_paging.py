@@ -31,7 +31,6 @@ CONTENT = bytes(range(256)) * 16
 READ_WRITE = SECINFO_REG | SECINFO_R | SECINFO_W
 NOT_EPC = 0x1000
 OTHER_BASE = 1 << 40
-LOADS = [paging.eldb, paging.eldu, paging.eldbc, paging.elduc]
 
 
 def data_page(pager: Any, number: int = 0) -> int:
@@ -84,6 +83,15 @@ def test_a_page_comes_back_as_it_went(pager: Any) -> None:
     pager.cpu.epc.check()
 
 
+@pytest.mark.leaf("EBLOCK", "done")
+@pytest.mark.leaf("ETRACK", "done")
+@pytest.mark.leaf("ETRACKC", "done")
+@pytest.mark.leaf("EWB", "done")
+@pytest.mark.leaf("ELDB", "done")
+@pytest.mark.leaf("ELDU", "done")
+@pytest.mark.leaf("ELDBC", "done")
+@pytest.mark.leaf("ELDUC", "done")
+@pytest.mark.leaf("ERDINFO", "done")
 def test_the_leaves_are_found_by_number(pager: Any) -> None:
     machine = pager.machine
     cpu, memory, page = pager.cpu, machine.memory, data_page(pager)
@@ -119,6 +127,7 @@ def test_a_page_that_is_loaded_blocked_needs_a_cycle_before_it_goes(pager: Any) 
     assert not pager.cpu.epc.words[page] & EPCM_BLOCKED
 
 
+@pytest.mark.leaf("EWB", "VA_SLOT_OCCUPIED")
 def test_an_occupied_slot_is_told_and_the_page_is_out(pager: Any) -> None:
     first, second = data_page(pager), data_page(pager, 1)
     lost = pager.evict(first)
@@ -167,6 +176,7 @@ def test_a_tcs_comes_back_with_its_threads_state(pager: Any) -> None:
     pager.cpu.epc.check()
 
 
+@pytest.mark.leaf("EWB", "CHILD_PRESENT", "done")
 def test_a_secs_goes_last_and_comes_first(pager: Any) -> None:
     machine = pager.machine
     secs, secs_page = machine.secs, machine.secs_page
@@ -414,6 +424,7 @@ def test_a_page_that_would_fault_ends_the_batch(pager: Any, gp: Any, pf: Any) ->
 # -- refusals, in the manual's order ------------------------------------------------------------
 
 
+@pytest.mark.leaf("EWB", "#GP", "#PF", "PAGE_NOT_BLOCKED", "NOT_TRACKED")
 def test_ewb_makes_its_checks_in_order(pager: Any, gp: Any, pf: Any) -> None:
     machine, cpu, memory = pager.machine, pager.cpu, pager.machine.memory
     page, free = data_page(pager), machine.allocate()
@@ -464,8 +475,31 @@ def test_ewb_makes_its_checks_in_order(pager: Any, gp: Any, pf: Any) -> None:
     assert not cpu.epc.busy
 
 
-@pytest.mark.parametrize("leaf", LOADS)
-def test_eld_makes_its_checks_in_order(pager: Any, gp: Any, pf: Any, leaf: Any) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            "eldb", marks=pytest.mark.leaf("ELDB", "#GP", "#PF", "MAC_COMPARE_FAIL", "done")
+        ),
+        pytest.param(
+            "eldu", marks=pytest.mark.leaf("ELDU", "#GP", "#PF", "MAC_COMPARE_FAIL", "done")
+        ),
+        pytest.param(
+            "eldbc",
+            marks=pytest.mark.leaf(
+                "ELDBC", "#GP", "#PF", "EPC_PAGE_CONFLICT", "MAC_COMPARE_FAIL", "done"
+            ),
+        ),
+        pytest.param(
+            "elduc",
+            marks=pytest.mark.leaf(
+                "ELDUC", "#GP", "#PF", "EPC_PAGE_CONFLICT", "MAC_COMPARE_FAIL", "done"
+            ),
+        ),
+    ],
+)
+def test_eld_makes_its_checks_in_order(pager: Any, gp: Any, pf: Any, name: str) -> None:
+    leaf = getattr(paging, name)
     machine, cpu, memory = pager.machine, pager.cpu, pager.machine.memory
     page, free = data_page(pager), machine.allocate()
     out = pager.evict(page)
@@ -490,7 +524,7 @@ def test_eld_makes_its_checks_in_order(pager: Any, gp: Any, pf: Any, leaf: Any) 
     assert "aligned" in gp(lambda: eld(rcx=taken, secinfo=hole + 64))
     for busy in (page, pager.va):
         cpu.epc.lock(busy)
-        if leaf in {paging.eldbc, paging.elduc}:
+        if name in {"eldbc", "elduc"}:
             assert eld(srcpge=hole, secinfo=hole) is LeafCode.EPC_PAGE_CONFLICT
         else:
             assert "in use" in gp(lambda: eld(srcpge=hole, secinfo=hole))

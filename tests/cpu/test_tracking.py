@@ -47,6 +47,17 @@ def resident(pager: Any, offset: int) -> int:
 # -- the leaves ---------------------------------------------------------------------------------
 
 
+@pytest.mark.leaf(
+    "EBLOCK",
+    "#GP",
+    "#PF",
+    "EPC_PAGE_CONFLICT",
+    "PG_INVLD",
+    "PG_IS_SECS",
+    "NOTBLOCKABLE",
+    "BLKSTATE",
+    "done",
+)
 def test_eblock_makes_its_checks_in_order(pager: Any, gp: Any, pf: Any) -> None:
     machine, cpu = pager.machine, pager.cpu
     page, free = resident(pager, machine.DATA), machine.allocate()
@@ -65,6 +76,7 @@ def test_eblock_makes_its_checks_in_order(pager: Any, gp: Any, pf: Any) -> None:
     cpu.epc.check()
 
 
+@pytest.mark.leaf("ETRACK", "#GP", "#PF", "done")
 def test_etrack_wants_a_secs(pager: Any, gp: Any, pf: Any) -> None:
     machine, cpu = pager.machine, pager.cpu
     assert "aligned" in gp(lambda: paging.etrack(cpu, NOT_EPC + 8))
@@ -76,6 +88,16 @@ def test_etrack_wants_a_secs(pager: Any, gp: Any, pf: Any) -> None:
     assert pager.etrack() is LeafCode.NO_ERROR
 
 
+@pytest.mark.leaf(
+    "ETRACKC",
+    "#GP",
+    "#PF",
+    "EPC_PAGE_CONFLICT",
+    "PG_INVLD",
+    "TRACK_NOT_REQUIRED",
+    "PREV_TRK_INCMPL",
+    "done",
+)
 def test_etrackc_takes_any_page_of_the_enclave(pager: Any, gp: Any, pf: Any) -> None:
     machine, cpu = pager.machine, pager.cpu
     page, free = resident(pager, machine.DATA), machine.allocate()
@@ -103,6 +125,7 @@ def test_etrackc_takes_any_page_of_the_enclave(pager: Any, gp: Any, pf: Any) -> 
     assert etrackc(page) is LeafCode.PREV_TRK_INCMPL
 
 
+@pytest.mark.leaf("ERDINFO", "#GP", "#PF", "PG_NONEPC", "EPC_PAGE_CONFLICT", "PG_INVLD", "done")
 def test_erdinfo_tells_of_a_page(pager: Any, gp: Any, pf: Any) -> None:
     machine, cpu, memory = pager.machine, pager.cpu, pager.machine.memory
     page, free = resident(pager, machine.DATA), machine.allocate()
@@ -155,6 +178,8 @@ def test_a_page_must_be_blocked_and_tracked(pager: Any) -> None:
 
 
 @pytest.mark.parametrize("leave", ["exit", "aex"])
+@pytest.mark.leaf("ETRACK", "PREV_TRK_INCMPL", "done")
+@pytest.mark.leaf("EWB", "NOT_TRACKED", "done")
 def test_a_thread_from_before_the_cycle_must_leave(pager: Any, leave: str) -> None:
     machine = pager.machine
     page = resident(pager, machine.DATA)

@@ -75,6 +75,7 @@ def built(machine: Any) -> Any:
 # -- EENTER and EEXIT ---------------------------------------------------------------------------
 
 
+@pytest.mark.leaf("EENTER", "done")
 def test_eenter_sets_what_the_manual_says_and_nothing_else(built: Any) -> None:
     machine = built
     before = entering(machine).as_dict()
@@ -114,6 +115,7 @@ def enter_exit(machine: Any) -> None:
     enclu(machine.cpu, machine.lp, machine.regs)
 
 
+@pytest.mark.leaf("EEXIT", "done")
 def test_eexit_changes_rip_rcx_and_the_bases_only(built: Any) -> None:
     machine = built
     regs = enter(machine)
@@ -186,6 +188,7 @@ def test_a_debugger_that_opted_in_steps_by_the_trap_flag_at_eresume(built: Any) 
     assert not enter(built, ERESUME, rflags=FLAGS).rflags & RFLAGS_TF
 
 
+@pytest.mark.leaf("EEXIT", "#GP")
 def test_eexit_wants_a_canonical_target(built: Any, gp: Any) -> None:
     enter(built)
     built.regs.rax, built.regs.rbx = EEXIT, 1 << 47
@@ -218,7 +221,13 @@ def as_pf(fault: Fault) -> tuple[int | None, int]:
     return fault.address, fault.error_code
 
 
-@pytest.mark.parametrize("leaf", [EENTER, ERESUME])
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        pytest.param(EENTER, marks=pytest.mark.leaf("EENTER", "#GP", "#PF")),
+        pytest.param(ERESUME, marks=pytest.mark.leaf("ERESUME", "#GP", "#PF")),
+    ],
+)
 def test_the_checks_of_the_tcs_in_order(built: Any, leaf: int) -> None:
     machine = built
     if leaf == ERESUME:
@@ -273,6 +282,8 @@ def test_a_32_bit_enclave_is_not_entered(make_machine: Any) -> None:
     assert "32-bit" in as_gp(untouched(machine))
 
 
+@pytest.mark.leaf("EENTER", "#GP", "done")
+@pytest.mark.leaf("ERESUME", "#GP")
 def test_cssa_and_nssa_bound_the_frames(built: Any) -> None:
     machine = built
     assert "no frame" in as_gp(untouched(machine, ERESUME))
@@ -287,7 +298,13 @@ def test_cssa_and_nssa_bound_the_frames(built: Any) -> None:
     assert "no frame" in as_gp(untouched(machine, ERESUME))
 
 
-@pytest.mark.parametrize("leaf", [EENTER, ERESUME])
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        pytest.param(EENTER, marks=pytest.mark.leaf("EENTER", "#PF")),
+        pytest.param(ERESUME, marks=pytest.mark.leaf("ERESUME", "#PF")),
+    ],
+)
 def test_the_pages_of_the_ssa_frame_are_checked(built: Any, leaf: int) -> None:
     machine = built
     enter(machine)
@@ -328,6 +345,7 @@ def test_only_the_xsave_and_gprsgx_pages_of_a_long_frame_are_checked(machine: An
     enter(machine)
 
 
+@pytest.mark.leaf("EENTER", "#GP")
 def test_an_active_tcs_is_not_entered_twice(built: Any) -> None:
     machine = built
     enter(machine)
@@ -444,6 +462,7 @@ def test_an_interrupt_shows_rflags_as_they_were(built: Any) -> None:
     assert gprsgx(built).rflags == FLAGS
 
 
+@pytest.mark.leaf("ERESUME", "done")
 def test_eresume_goes_on_where_the_aex_was(built: Any) -> None:
     machine = built
     inside = in_enclave(machine).as_dict()
@@ -474,6 +493,7 @@ def test_eresume_takes_what_the_enclave_wrote_into_the_ssa(built: Any) -> None:
     assert thread_record(machine).host_gsbase == 6
 
 
+@pytest.mark.leaf("ERESUME", "#GP")
 def test_eresume_checks_the_frame(built: Any) -> None:
     machine = built
     in_enclave(machine)
