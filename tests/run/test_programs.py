@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +45,13 @@ _SIGNATURES = {
     "low": ("low", ["--production"]),
     "debug": ("enclave", ["--debug"]),
     "provision": ("enclave", ["--production", "--attributes", "0x14"]),
+    "kss": (
+        "enclave",
+        [
+            *("--production", "--attributes", "0x84", "--isvfamilyid", "fa" * 16),
+            *("--isvextprodid", "e4" * 16),
+        ],
+    ),
 }
 # Who is linked against vdso_stub.c, how that is made to count, and what the stub is built with.
 _VDSO_STUBS = {
@@ -83,6 +91,7 @@ PROGRAMS = [
     Program("ioctl_hostile"),
     Program("ioctl_race"),
     Program("killed_inside", options=("--epc", "8M")),
+    Program("kss", signature="kss", more=("enclave",)),
     Program("low_elrange", enclave="low", signature="low"),
     Program("mapping_rules"),
     Program("passed_descriptor"),
@@ -110,6 +119,63 @@ WITHOUT_USERFAULTFD = [
     *("vdso_exceptions", "vdso_handler"),
 ]
 USERFAULTFD = 323
+# What somebody who knows the hardware would try first: the program that shows it, and its lines. What a program
+# cannot see is in tests/cpu: a slot that is occupied (test_paging.py), the order of EINIT (test_einit.py). The MAC of a REPORT is checked below.
+PROBES = {
+    "EENTER gives RAX and RCX": (
+        "entry_registers",
+        ("bare: RAX is CSSA", "bare: RCX is the next instruction", "vdso RCX follows an ENCLU"),
+    ),
+    "URSP and URBP are in the SSA frame": (
+        "ssa_user_stack",
+        ("URSP is the host's RSP", "URBP is the host's RBP", "nested URSP", "nested URBP"),
+    ),
+    "an AEX leaves the manual's registers": (
+        "aex_registers",
+        (
+            *(f"{where} register {number}" for where in ("frame", "AEP") for number in range(16)),
+            *("frame MXCSR", "AEP MXCSR", "frame FCW", "AEP FCW", "AEP FS base", "AEP xmm15"),
+        ),
+    ),
+    "ERESUME takes the bases of the SSA frame": (
+        "eresume_rewritten_ssa",
+        ("FS base comes from the SSA", "GS base comes from the SSA"),
+    ),
+    "EEXIT gives the AEP in RCX": (
+        "entry_registers",
+        ("bare: RCX after EEXIT is the AEP", "exit: RCX is the AEP"),
+    ),
+    "CSSA stays below NSSA": (
+        "vdso_exceptions",
+        ("CSSA == NSSA: vector", "both frames used: vector"),
+    ),
+    "INT3 is #UD, and a fault": (
+        "illegal_inside",
+        ("illegal_int3: vector", "illegal_int3: SSA.RIP"),
+    ),
+    "CPUID, IN and SYSCALL are #UD": (
+        "illegal_inside",
+        ("illegal_cpuid: vector", "illegal_in: vector", "illegal_syscall: vector"),
+    ),
+    "a policy of KSS without KSS is #GP": (
+        "kss",
+        ("a policy of KSS is #GP without KSS", "so is CONFIGSVN"),
+    ),
+    "the vDSO refuses what is reserved and not zero": (
+        "vdso_einval",
+        ("reserved[0]", "reserved[215]", "reserved is checked at each re-entry"),
+    ),
+    "the vDSO returns 0 at an exception": (
+        "vdso_exceptions",
+        ("#UD: returns", "#PF host read: returns", "TCS address 0: returns"),
+    ),
+    "a handler finds the registers that the enclave left": (
+        "vdso_handler",
+        tuple(f"{name} as the enclave left it" for name in ("RDI", "RSI", "RDX", "R8", "R9")),
+    ),
+    "an enclave may be mapped before CREATE": ("low_elrange", ("mapped before CREATE", "it runs")),
+    "ELRANGE may begin at 0": ("low_elrange", ("BASEADDR", "OENTRY is an address from 0")),
+}
 
 
 class Bench:
@@ -255,6 +321,25 @@ def bench() -> Iterator[Bench]:
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 def test_program(bench: Bench, program: Program, tmp_path: Path) -> None:
     bench.run(program, tmp_path / "state")
+
+
+@pytest.fixture(scope="module")
+def shown(bench: Bench) -> Callable[[str], set[str]]:
+    """Give the lines that a program shows, which is run once."""
+
+    @cache
+    def show(name: str) -> set[str]:
+        with tempfile.TemporaryDirectory(dir=bench.directory) as directory:
+            output = bench.run(BY_NAME[name], Path(directory) / "state")
+        return {line[3:] for line in output.splitlines() if line.startswith("ok ")}
+
+    return show
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_probe(shown: Callable[[str], set[str]], probe: str) -> None:
+    name, lines = PROBES[probe]
+    assert set(lines) <= shown(name)
 
 
 @pytest.mark.parametrize("name", WITHOUT_USERFAULTFD)
