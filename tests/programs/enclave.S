@@ -246,7 +246,9 @@ ud2_instruction:
 
 	/* One instruction each that an enclave may not execute. */
 	.globl illegal_int3, illegal_int, illegal_in, illegal_out, illegal_rdpmc
-	.globl illegal_syscall, illegal_int80, illegal_cpuid
+	.globl illegal_syscall, illegal_int80, illegal_cpuid, illegal_int_3, illegal_ins
+	.globl illegal_outs, illegal_vmcall, illegal_vmfunc, illegal_encls, illegal_enclv
+	.globl illegal_getsec, illegal_enclu
 illegal_int3:
 	int3
 	ret
@@ -270,6 +272,34 @@ illegal_cpuid:
 	ret
 illegal_rdpmc:
 	rdpmc
+	ret
+illegal_int_3:
+	.byte 0xcd, 3                   /* INT n with 3, the longer form of INT3 */
+	ret
+illegal_ins:
+	insb
+	ret
+illegal_outs:
+	rep outsl
+	ret
+illegal_vmcall:
+	vmcall
+	ret
+illegal_vmfunc:
+	vmfunc
+	ret
+illegal_encls:
+	encls
+	ret
+illegal_enclv:
+	enclv
+	ret
+illegal_getsec:
+	getsec
+	ret
+illegal_enclu:
+	.byte 0xf2
+	enclu                           /* with a prefix that it may not have */
 	ret
 
 	/* unsigned long enclu(leaf, rbx, rcx, rdx, unsigned long *rflags) */

@@ -41,7 +41,11 @@ int main(int argc, char **argv)
 	static const char *const illegal[] = { "illegal_int3", "illegal_int", "illegal_in",
 					       "illegal_out", "illegal_rdpmc",
 					       "illegal_syscall", "illegal_int80",
-					       "illegal_cpuid" };
+					       "illegal_cpuid", "illegal_int_3",
+					       "illegal_ins", "illegal_outs",
+					       "illegal_vmcall", "illegal_vmfunc",
+					       "illegal_encls", "illegal_enclv",
+					       "illegal_getsec", "illegal_enclu" };
 	struct enclave enclave;
 
 	begin(argc, argv);

@@ -40,7 +40,7 @@ from softsgx.run.delivery import (
     siginfo,
     unforce,
 )
-from softsgx.run.gp_instructions import LONGEST, illegal_inside
+from softsgx.run.gp_instructions import LONGEST, illegal_inside, int3_length
 from softsgx.run.tracee import NO_SYSCALL, Tracee, handler_of
 
 TYPE_CHECKING = False
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from softsgx.run.observe import Observer
     from softsgx.run.records import RecordTable
 
-_INT3 = 0xCC
 _SYSCALL_LENGTH = 2  # INT 80H has as many bytes
 _ILL_ILLOPN = 2
 _SEGV_MAPERR = 1
@@ -383,7 +382,7 @@ class EnclaveTraps:
                 status = struct.unpack_from("<H", ptrace.get_xstate(tracee.tid), 2)[0]
                 vector = VECTOR_MF if status & _FSW_ES else VECTOR_XM
             return Event(vector, 0, 0), n.SIGFPE, siginfo(n.SIGFPE, code, aep)
-        if signal == n.SIGTRAP and tracee.mm.read(regs.rip - 1, 1) == bytes([_INT3]):
+        if signal == n.SIGTRAP:
             # Without DBGOPTIN an INT3 inside is #UD, and a fault: RIP at the instruction.
-            regs.rip -= 1
+            regs.rip -= int3_length(tracee.mm.read(regs.rip - 2, 2))
         return Event(VECTOR_UD, 0, 0), *illegal
