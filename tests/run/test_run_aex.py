@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from softsgx.arch.codes import LeafCode
+
 if TYPE_CHECKING:
     from conftest import Harness
 
 pytestmark = pytest.mark.live
 
 AEXNOTIFY = 0x404
+SKIPPED_LEAF = 0xFFFF_FFFF
 THREADS = 4
 
 
@@ -36,6 +39,13 @@ def notified(
 
 def test_an_enclave_is_told_of_an_exception_and_goes_on_behind_it(softsgx: "Harness") -> None:
     assert notified(softsgx, "once") == {"#UD": 1, "#GP": 1}
+
+
+def test_a_missing_everifyreport2_is_a_fault_that_a_handler_can_skip(softsgx: "Harness") -> None:
+    assert notified(softsgx, "report2", turns=SKIPPED_LEAF) == {"#GP": 1}
+    code = int(LeafCode.INVALID_REPORTMACSTRUCT)
+    options = ("--cpu", "default,+everifyreport2")
+    assert notified(softsgx, "report2", turns=code, options=options) == {}
 
 
 def test_an_enclave_is_told_of_signals(softsgx: "Harness") -> None:

@@ -4,4 +4,5 @@
 #define NOTIFY_LOOP 2   /* a turns; out[] = sums kept in registers, in an XMM register, in the red zone, on the stack */
 #define NOTIFY_UD2 3    /* UD2, which the handler skips; out[0] = 1 */
 #define NOTIFY_COUNTS 4 /* out[] = notifications, skipped UD2s, notifications that came in the handler's end */
-#define NOTIFY_BELOW 5  /* EDECCSSA on CSSA 0: #GP */
+#define NOTIFY_LEAF 5   /* ENCLU with RAX = a, RBX = b, or 0 for a page of zeros; out[] = RAX, whether ZF is set */
+#define SKIPPED_LEAF 0xffffffff /* RAX where the handler has skipped an EVERIFYREPORT2 that is #GP */

@@ -4,13 +4,16 @@
  * it goes on with on the stack that was interrupted, below the red zone, makes the frame below the current one by
  * EDECCSSA, and returns to what was interrupted. It may be interrupted itself, at any of its instructions: before
  * EDECCSSA that is an exit of the frame above, which is resumed as ever, and behind it another notification.
+ * It skips UD2, and as the Intel SDK's does, an EVERIFYREPORT2 that the processor has not.
  */
 #include "aex_notify.h"
 
 #define PAGE 4096
 #define EEXIT 4
 #define EDECCSSA 9
+#define EVERIFYREPORT2 8
 #define NOTIFIED_UD 0x80000306
+#define NOTIFIED_GP 0x8000030d
 
 /* From GS on: one page of numbers, four of stack, one at FS, two SSA frames. */
 #define HOST_RSP 0
@@ -70,8 +73,8 @@ entry:
 	je illegal
 	cmp $NOTIFY_COUNTS, %rax
 	je counts
-	cmp $NOTIFY_BELOW, %rax
-	je below
+	cmp $NOTIFY_LEAF, %rax
+	je leaf
 leave:
 	mov %gs:HOST_RSP, %rsp
 	mov %gs:HOST_RBP, %rbp
@@ -88,9 +91,18 @@ illegal:
 	movq $1, 32(%rdi)
 	jmp leave
 
-below:
-	mov $EDECCSSA, %eax
+leaf:
+	mov 8(%rdi), %rax
+	mov 16(%rdi), %rbx
+	test %rbx, %rbx
+	jne 1f
+	lea zeros(%rip), %rbx
+1:	xor %ecx, %ecx
+the_leaf:
 	enclu
+	movq $0, 40(%rdi)
+	setz 40(%rdi)
+	mov %rax, 32(%rdi)
 	jmp leave
 
 counts:
@@ -144,6 +156,18 @@ notified:
 	movl $0, EXITINFO(%r13)
 	addq $2, 136(%r13)
 	incq %gs:SKIPPED
+1:	cmpl $NOTIFIED_GP, EXITINFO(%r13)
+	jne 1f
+	lea the_leaf(%rip), %rax
+	cmp %rax, 136(%r13)
+	jne 1f
+	cmpq $EVERIFYREPORT2, 0(%r13)
+	jne 1f
+	movl $0, EXITINFO(%r13)
+	addq $3, 136(%r13)
+	orq $0x40, 128(%r13)            /* ZF */
+	mov $SKIPPED_LEAF, %eax
+	mov %rax, 0(%r13)
 1:	mov 136(%r13), %rax
 	lea the_end(%rip), %rcx
 	sub %rcx, %rax
@@ -181,5 +205,7 @@ the_end:
 the_end_ends:
 
 	.section .rodata
-	.quad 0
+	.balign PAGE
+zeros:
+	.fill PAGE, 1, 0
 	.section .note.GNU-stack, "", @progbits
