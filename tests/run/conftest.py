@@ -15,6 +15,9 @@ from typing import IO, NamedTuple
 
 import pytest
 
+# For helpers that are no tests: gdb_client.
+sys.path.insert(0, str(Path(__file__).parent))
+
 TIMEOUT = 120
 NOBODY = 65534
 SOURCES = Path(__file__).parent / "programs"
@@ -55,15 +58,21 @@ class Harness:
             subprocess.run(command, check=True)
         return path
 
-    def enclave(self, base: int = 0, heap: int = 0) -> list[str | Path]:
+    def enclave(self, base: int = 0, heap: int = 0, *, debug: bool = False) -> list[str | Path]:
         """Give the two arguments that tests/programs/host.h takes: enclave and SIGSTRUCT.
 
         `base` is where in ELRANGE its first page stands, `heap` the bytes at `heap_begin`: each is another
-        enclave, of another signer.
+        enclave, of another signer. With `debug` it starts only as a debug enclave, else only as none.
         """
-        name = "enclave" + f"-{base:x}" * bool(base) + f"-heap-{heap:x}" * bool(heap)
+        kind = ("--debug",) if debug else ()
+        name = (
+            "debug-" * debug
+            + "enclave"
+            + f"-{base:x}" * bool(base)
+            + f"-heap-{heap:x}" * bool(heap)
+        )
         sources = [ENCLAVE_SOURCES / "enclave.S", ENCLAVE_SOURCES / "enclave.c"]
-        return self._signed(name, sources, base, heap)
+        return self._signed(name, sources, base, heap, *kind)
 
     def enclave_of(self, name: str, *options: str) -> list[str | Path]:
         """Give the two arguments for the enclave of programs/NAME.S, signed with these options too."""
@@ -78,7 +87,7 @@ class Harness:
             subprocess.run(["cc", *_ENCLAVE_FLAGS, *place, "-o", elf, *sources], check=True)
             key = ["--key", self.directory / f"{name}.pem", "--generate-key"]
             sign = [sys.executable, "-m", "softsgx", "sign", elf, "--out", css, *key]
-            usual = ["--production", "--miscselect", "1"]
+            usual = [*(() if "--debug" in options else ("--production",)), "--miscselect", "1"]
             subprocess.run([*sign, *usual, *options], check=True, stdout=subprocess.DEVNULL)
         return [elf, css]
 

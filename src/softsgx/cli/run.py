@@ -34,6 +34,14 @@ def _size(text: str) -> int:
     return size
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or len(text) > 5 or int(text) > 65535:
+        raise SoftsgxError(
+            f"--gdb {text}: not a port; wanted is 0 to 65535, where 0 takes a free one"
+        )
+    return int(text)
+
+
 class Given:
     """What was given on the command line, by the names of add_arguments."""
 
@@ -50,6 +58,7 @@ class Given:
         self.stats_json: str | None = None
         self.kill_on_exit = False
         self.leave_text = False
+        self.gdb: str | None = None
         self.program = ""
         self.args: list[str] = []
 
@@ -66,6 +75,7 @@ _VALUES = {
     "--backing": "backing",
     "--driver": "driver",
     "--epc-policy": "epc_policy",
+    "--gdb": "gdb",
     "--state": "state",
     "--stats-json": "stats_json",
     "--trace": "trace",
@@ -156,6 +166,11 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
         help="let threads that are inside an enclave leave it by an AEX: every 250us, 10ms or 1s, or "
         "after 1000i (instructions)",
     )
+    parser.add_argument(
+        "--gdb",
+        metavar="PORT",
+        help="let PROGRAM wait for gdb, which debugs it and its debug enclaves: target remote :PORT",
+    )
     parser.add_argument("program", metavar="PROGRAM", help="the program to run")
     parser.add_argument(
         "args", nargs=REMAINDER, metavar="ARG", help="its arguments, passed on untouched"
@@ -179,6 +194,7 @@ def main(args: "Given | argparse.Namespace") -> int:
     from softsgx.run.spawn import ProgramNotFound  # noqa: PLC0415
 
     epc = _size(args.epc)
+    gdb = None if args.gdb is None else _port(args.gdb)
     trace = _file("--trace", args.trace) if args.trace else None
     stats_json = _file("--stats-json", args.stats_json) if args.stats_json else None
     try:
@@ -196,6 +212,7 @@ def main(args: "Given | argparse.Namespace") -> int:
             kill_on_exit=args.kill_on_exit,
             leave_text=args.leave_text,
             aex_every=args.aex_every,
+            gdb=gdb,
         )
     except ProgramNotFound as missing:
         sys.stderr.write(f"softsgx: {missing}\n")

@@ -100,6 +100,8 @@ def resume(tracee: Tracee) -> None:
     """Let the thread go on without the signal, with its registers as they are recorded."""
     tracee.borrowed = False
     tracee.store_regs()
+    if tracee.process.debugger is not None:
+        tracee.process.debugger.on_carried_out(tracee)
     tracee.go_on()
 
 
@@ -133,7 +135,9 @@ def deliver(tracee: Tracee, signal: int, info: bytes) -> None:
 
 
 def pass_on(tracee: Tracee, signal: int) -> None:
-    """Let the thread have the signal that it stopped for, as it is."""
+    """Let the thread have the signal that it stopped for, as it is, or as a debugger wants it."""
+    if tracee.process.debugger is not None:
+        signal = tracee.process.debugger.on_signal(tracee, signal)
     if signal in n.FAULT_SIGNALS:
         tracee.process.spend_handler(signal)
     tracee.go_on(signal)

@@ -76,7 +76,7 @@ class DeviceCalls:
         fd, request, argument = regs.rdi & 0xFFFFFFFF, regs.rsi & 0xFFFFFFFF, regs.rdx
         file = self._files.of(tracee, fd)
         if file is None:
-            ptrace.cont(tracee.tid)
+            tracee.go_on()
             return
         if self._unfiltered(tracee):
             with tracee.injecting() as injector:
@@ -118,7 +118,7 @@ class DeviceCalls:
         # The signal may be gone by now, as SIGCONT takes a stop away. The kernel restarts the call
         # all the same, if it looks for signals at all: else the program would see ERESTARTSYS.
         ptrace.interrupt(tracee.tid)
-        ptrace.cont(tracee.tid)
+        tracee.go_on()
 
     def _settle_added(self, tracee: Tracee, file: EnclaveFile, argument: int) -> None:
         # A mapping from before ADD_PAGES may allow more than the pages do (sgx_encl_load_page_in_vma

@@ -128,6 +128,14 @@ class EnclaveTraps:
         tracee.trapped = True
         resume(tracee)
 
+    def leave(self, tracee: Tracee) -> None:
+        """Take a thread inside that was interrupted out by an AEX; it stays at its stop."""
+        tracee.load_regs()
+        tracee.regs.orig_rax = NO_SYSCALL
+        self._exit_asynchronously(tracee, Event(None, 0, 0))
+        tracee.borrowed = False
+        tracee.store_regs()
+
     def on_fault_inside(self, tracee: Tracee, signal: int, code: int, address: int) -> None:
         """Handle a fault signal of a thread inside; its registers are loaded."""
         regs = tracee.regs

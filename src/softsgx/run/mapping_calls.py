@@ -11,7 +11,6 @@ from softsgx.arch.ioctl import SGX_IOC_ENCLAVE_INIT
 from softsgx.driver.driver import EnclaveFile
 from softsgx.errors import DriverError
 from softsgx.run import numbers as n
-from softsgx.run import ptrace
 from softsgx.run.device_files import DeviceFiles, ProgramTask
 from softsgx.run.elrange_map import EnclaveMap, EnclaveVma, too_many_runs
 from softsgx.run.mm import Refused
@@ -96,7 +95,7 @@ class MappingCalls:
         number, argument = regs.orig_rax, regs.rsi
         file = self._files.of(tracee, regs.rdi & 0xFFFFFFFF)
         if file is None:
-            ptrace.cont(tracee.tid)
+            tracee.go_on()
         elif number == n.SYS_FSTAT:
             written = tracee.mm.write(argument, self._stat.stat(file.kind))
             tracee.finish_call(0 if written else -errno.EFAULT)
@@ -118,7 +117,7 @@ class MappingCalls:
             return False
         if not failed(tracee.run_to_exit()):
             self.unmapped(tracee, start, end)
-        ptrace.cont(tracee.tid)
+        tracee.go_on()
         return True
 
     def remap_file_pages(self, tracee: Tracee) -> None:
@@ -128,7 +127,7 @@ class MappingCalls:
         if enclaves is not None and enclaves.overlapping(regs.rdi, regs.rdi + round_up(regs.rsi)):
             tracee.finish_call(-errno.EINVAL)
         else:
-            ptrace.cont(tracee.tid)
+            tracee.go_on()
 
     def munmap(self, tracee: Tracee) -> None:
         """Carry out a munmap."""
@@ -139,7 +138,7 @@ class MappingCalls:
         held = enclaves is not None and enclaves.overlapping(start, end)
         if enclaves is not None and held and not failed(tracee.run_to_exit()):
             self.unmapped(tracee, start, end)
-        ptrace.cont(tracee.tid)
+        tracee.go_on()
 
     def mprotect(self, tracee: Tracee) -> None:
         """Carry out an mprotect; on enclave memory sgx_vma_mprotect decides first."""
@@ -149,7 +148,7 @@ class MappingCalls:
         start, end, prot = regs.rdi, regs.rdi + round_up(regs.rsi), regs.rdx & 7
         parts = enclaves.overlapping(start, end) if enclaves is not None else []
         if enclaves is None or not parts:
-            ptrace.cont(tracee.tid)
+            tracee.go_on()
             return
         try:
             for part in parts:
@@ -165,7 +164,7 @@ class MappingCalls:
                 enclaves.protect(start, end, prot, prot)
                 # What another thread has added meanwhile may allow less.
                 settle(tracee, start, end)
-            ptrace.cont(tracee.tid)
+            tracee.go_on()
         else:
             tracee.finish_call(-self._mprotect_by_runs(tracee, enclaves, parts))
 
@@ -209,7 +208,7 @@ class MappingCalls:
         enclaves = tracee.mm.enclaves
         old, old_length, new_length = regs.rdi, round_up(regs.rsi), round_up(regs.rdx)
         if enclaves is None:
-            ptrace.cont(tracee.tid)
+            tracee.go_on()
             return
         parts = enclaves.overlapping(old, old + max(old_length, 1))
         if parts:
@@ -225,7 +224,7 @@ class MappingCalls:
                 self.unmapped(tracee, old + new_length, old + old_length)
             if result != old:
                 self.unmapped(tracee, result, result + new_length)
-        ptrace.cont(tracee.tid)
+        tracee.go_on()
 
     def madvise(self, tracee: Tracee) -> None:
         """Carry out an madvise; on enclave memory as the kernel treats a device mapping."""
@@ -246,4 +245,4 @@ class MappingCalls:
                 return
             if advice == n.MADV_DONTFORK:
                 enclaves.set_dontfork(start, end)
-        ptrace.cont(tracee.tid)
+        tracee.go_on()

@@ -209,6 +209,10 @@ class Observer:
         """Say something to the user, on standard error."""
         sys.stderr.write(f"softsgx: warning: {message}\n")
 
+    def say(self, message: str) -> None:
+        """Say on standard error what is no warning."""
+        sys.stderr.write(f"softsgx: {message}\n")
+
     def warn_once(self, subject: str, message: str) -> None:
         """Say something that a tree of a thousand programs would repeat: once a run."""
         if subject not in self._said:

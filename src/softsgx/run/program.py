@@ -13,7 +13,6 @@ import stat
 import struct
 
 from softsgx.run import numbers as n
-from softsgx.run import ptrace
 from softsgx.run.cpuid_changes import CpuidChanges
 from softsgx.run.cpuid_sites import NO_SITES, Sites, cpuid_sites
 from softsgx.run.executable import privilege
@@ -79,13 +78,12 @@ class Programs:
         self._sites = CpuidChanges(vdso, detours=detours)
 
     def exec(self, tracee: Tracee) -> None:
-        """Prepare a fresh image at its exec stop, and let it start."""
+        """Prepare a fresh image at its exec stop."""
         regs = tracee.load_regs()
         mm = tracee.mm
         if regs.cs != _USER64_CS or not mm.reachable:
             what = "is a 32-bit program" if mm.reachable else "cannot be read by its user"
             self._warn(tracee, what, "it runs without SGX, as all of its kind")
-            ptrace.cont(tracee.tid)
             return
         raised = privilege(f"/proc/{tracee.process.pid}/exe")
         if raised:
@@ -136,7 +134,6 @@ class Programs:
         mm.handle_exception = base + self._vdso.handle_exception
         if not self._leave_text and not mm.cpuid_faults:
             self._patch_mapped(tracee)
-        ptrace.cont(tracee.tid)
 
     # arch/x86/kernel/process.c: clone and fork pass it on, and exec takes it away.
     def _make_cpuid_fault(self, injector: Injector) -> bool:
@@ -162,7 +159,7 @@ class Programs:
         left = self._leave_text or tracee.mm.cpuid_faults
         if shared or left or not tracee.mm.reachable:
             # What is written to a shared mapping is written to the file.
-            ptrace.cont(tracee.tid)
+            tracee.go_on()
             return
         if regs.r10 & n.MAP_FIXED:
             # As the dynamic linker maps a library's text: its path calls need no look at the maps.
@@ -170,13 +167,13 @@ class Programs:
         fd, offset = regs.r8 & 0xFFFFFFFF, regs.r9
         here = self._proven(tracee, f"/proc/{tracee.tid}/fd/{fd}", offset, offset + regs.rsi)
         if not here:
-            ptrace.cont(tracee.tid)
+            tracee.go_on()
             return
         base = tracee.run_to_exit()
         if not failed(base):
             sites = [(base + site - offset, detour) for site, detour in here]
             self._sites.change(tracee, sites, base)
-        ptrace.cont(tracee.tid)
+        tracee.go_on()
 
     def _proven(self, tracee: Tracee, path: str, offset: int, end: int) -> list[tuple[int, int]]:
         sites = self._look_up(path)

@@ -16,6 +16,7 @@ PTRACE_POKEUSER = 6
 PTRACE_GETREGS = 12
 PTRACE_SETREGS = 13
 PTRACE_CONT = 7
+PTRACE_SINGLESTEP = 9
 PTRACE_SYSCALL = 24
 PTRACE_SYSEMU = 31
 PTRACE_SYSEMU_SINGLESTEP = 32
@@ -214,6 +215,11 @@ def cont_to_syscall(tid: int, signal: int = 0) -> None:
 def cont_without_calls(tid: int, signal: int = 0) -> None:
     """Let a stopped thread run on; a system call that it makes stops it and is not carried out."""
     _call(PTRACE_SYSEMU, tid, None, signal)
+
+
+def step(tid: int, signal: int = 0) -> None:
+    """Let a stopped thread execute one instruction."""
+    _call(PTRACE_SINGLESTEP, tid, None, signal)
 
 
 def step_without_calls(tid: int, signal: int = 0) -> None:

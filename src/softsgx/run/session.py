@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from softsgx.driver.state import State
     from softsgx.driver.stores import DefaultStore
     from softsgx.run.aex_every import AexEvery
+    from softsgx.run.gdb_stub import GdbStub
 
 
 def xsave_sizes(vdso: VdsoImage, xcr0: int) -> dict[int, tuple[int, int]]:
@@ -121,6 +122,14 @@ def _aex_every(text: str | None) -> "AexEvery | None":
     return aex_every(text)
 
 
+def _gdb_stub(port: int, observer: Observer, vdso: VdsoImage, xcr0: int) -> "GdbStub":
+    from softsgx.run.gdb_registers import Registers  # noqa: PLC0415  (few runs are debugged)
+    from softsgx.run.gdb_stub import GdbStub  # noqa: PLC0415
+
+    ymm_high = xsave_sizes(vdso, xcr0).get(2, (0, 0))[1]
+    return GdbStub(port, observer, Registers(xcr0, ymm_high))
+
+
 def run_program(
     argv: list[str],
     *,
@@ -136,6 +145,7 @@ def run_program(
     kill_on_exit: bool = False,
     leave_text: bool = False,
     aex_every: str | None = None,
+    gdb: int | None = None,
 ) -> int:
     """Run a program and all its descendants, over the driver of that name; give the first one's wait status.
 
@@ -144,7 +154,7 @@ def run_program(
     names which of them go first (driver/nodes.py). `stats`
     says on standard error what happened, `stats_json` takes it as one JSON object. With `leave_text` no
     byte of any program's text is changed. `aex_every` says how often threads are made to leave their enclave
-    (run/aex_every.py).
+    (run/aex_every.py). At the port `gdb`, gdb may debug the program.
     """
     nodes = nodes_of(driver)
     _require_policy(policy)
@@ -165,6 +175,7 @@ def run_program(
     vdso.answer_cpuid_by(model.cpuid_rows)
     state.prepare()
     default = _default_store(backing)
+    stub = _gdb_stub(gdb, observer, vdso, xcr0) if gdb is not None else None
 
     def platform() -> "Platform":
         from softsgx.driver.platform import Platform  # noqa: PLC0415  (see Supervisor)
@@ -194,6 +205,7 @@ def run_program(
         leave_text=leave_text,
         detours=trace is None and not report,
         aex_every=exits,
+        gdb=stub,
     )
     status = supervisor.follow(pid, listener, mask, ignored)
     if report:

@@ -4,7 +4,6 @@
 Owns nothing; the record is the process's (tracee.py), which says why they differ.
 """
 
-from softsgx.run import ptrace
 from softsgx.run.tracee import Tracee, kernel_action
 
 _SIGSET_SIZE = 8  # the only sigsetsize that the kernel takes
@@ -16,14 +15,14 @@ def sigaction(tracee: Tracee) -> None:
     number = regs.rdi & 0xFFFFFFFF
     action = tracee.mm.read(regs.rsi, 32)
     if len(action) < 32 or regs.r10 != _SIGSET_SIZE:
-        ptrace.cont(tracee.tid)
+        tracee.go_on()
         return
     before = process.actions.get(number)
     process.record_action(number, action)
     given = kernel_action(number, action)
     was_changed = before is not None and kernel_action(number, before) != before
     if given == action and not was_changed:
-        ptrace.cont(tracee.tid)
+        tracee.go_on()
         return
     with tracee.mm.scratch_for(given) as at:
         asked, regs.rsi = regs.rsi, at

@@ -15,7 +15,7 @@ from greenlet import greenlet
 
 from softsgx.errors import SoftsgxError
 from softsgx.run import numbers as n
-from softsgx.run import ptrace, signals
+from softsgx.run import process_calls, ptrace, signals
 from softsgx.run.host import forbidden
 from softsgx.run.job import Job
 from softsgx.run.mm import Mm, Refused
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from softsgx.driver.nodes import Nodes
     from softsgx.driver.platform import Platform
     from softsgx.run.aex_every import AexEvery
+    from softsgx.run.gdb_stub import GdbStub
     from softsgx.run.machine import Machine
     from softsgx.run.observe import Observer
     from softsgx.run.vdso import VdsoImage
@@ -50,25 +51,12 @@ _PAUSE = 0.001
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def clone_flags(tracee: Tracee, tid: int) -> int:
-    """Give the CLONE_ flags of the call by which the stopped thread made thread `tid`."""
-    regs = tracee.load_regs()
-    if tracee.mm.gadget and regs.orig_rax == n.SYS_CLONE:
-        return regs.rdi
-    if tracee.mm.gadget and regs.orig_rax == n.SYS_CLONE3:
-        return int.from_bytes(tracee.mm.read(regs.rdi, 8), "little")
-    if tracee.mm.gadget and regs.orig_rax == n.SYS_VFORK:
-        return n.CLONE_VM
-    # A 32-bit or unreadable program, which has nothing of ours: a thread, or not.
-    known = os.path.exists(f"/proc/{tracee.process.pid}/task/{tid}")
-    return n.CLONE_THREAD | n.CLONE_VM if known else 0
-
-
 class Supervisor:
     """Follows a process tree until its last thread has ended.
 
     `platform` is called when a program first asks for SGX; `model` is what its CPUID tells, `nodes`
-    are those of its driver. With `detours` the image may answer CPUID, which then nobody sees.
+    are those of its driver. With `detours` the image may answer CPUID, which then nobody sees. With
+    `gdb` the first program stands before its first instruction, and what is text stays as it is then.
     """
 
     def __init__(
@@ -84,15 +72,19 @@ class Supervisor:
         leave_text: bool = False,
         detours: bool = True,
         aex_every: "AexEvery | None" = None,
+        gdb: "GdbStub | None" = None,
     ) -> None:
+        self._gdb = gdb
         self._platform = platform
         self._observer = observer
         self._xcr0 = xcr0
         self._aex_every = aex_every
         self._machine: Machine | None = None
-        self._programs = Programs(vdso, observer, leave_text=leave_text, detours=detours)
+        self._programs = Programs(
+            vdso, observer, leave_text=leave_text, detours=detours and gdb is None
+        )
         self._traps = Traps(model, vdso, observer, lambda: self._sgx.traps)
-        sites = None if leave_text else PathSites(vdso)
+        sites = None if leave_text or gdb is not None else PathSites(vdso)
         self._paths = PathCalls(nodes, self._open_node, sites, self._kind_of)
         self._tracees: dict[int, Tracee] = {}
         # A new thread may stop before its parent's event tells whose child it is.
@@ -128,6 +120,8 @@ class Supervisor:
         for fd in (self._job.fd, listener.fd, self._inotify):
             waiter.watch(fd)
         answered = False  # nothing but page faults, which are no stops
+        if self._gdb is not None:
+            self._gdb.begin(waiter, self._tracees, self._leave_by_aex)
         try:
             while self._tracees:
                 waited = not answered and self._reap(waiter)
@@ -152,12 +146,18 @@ class Supervisor:
                         signals.read(fd)
                     elif fd == self._job.fd:
                         self._job.on_signal({t.process.pid for t in self._tracees.values()})
+                        if self._gdb is not None:
+                            self._gdb.on_signal()
+                    elif self._gdb is not None and fd in self._gdb.fds:
+                        self._gdb.on_readable(fd)
                     elif fd == self._inotify:
                         self._sgx.on_release()
                     else:
                         self._sgx.answer(fd)
         finally:
             self._kill_all()
+            if self._gdb is not None:
+                self._gdb.close()
             if self._machine is not None:
                 self._machine.close()
             waiter.close()
@@ -300,12 +300,17 @@ class Supervisor:
             # had taken over the first one's id and its stop was not told yet.
             self._take_others_away(tracee)
         process.threads -= 1
+        if self._gdb is not None and tracee.process is self._gdb.process:
+            self._gdb.on_gone(tracee)
         if not process.threads:
             process.mm.drop()
             if process.pid == self._first:
                 self._ended = True
                 if self._kill_on_exit:
                     self._kill_all()
+
+    def _leave_by_aex(self, tracee: Tracee) -> None:
+        self._sgx.traps.leave(tracee)
 
     def _leave_enclave(self, tracee: Tracee) -> None:
         if self._machine is not None:
@@ -349,6 +354,8 @@ class Supervisor:
                 ptrace.interrupt(tracee.tid)
                 self._carry_out_revocations(tracee)
             else:
+                if tracee.process.debugger is not None:
+                    tracee.process.debugger.on_interrupted(tracee)
                 ptrace.listen(tracee.tid)
         else:
             self._on_first_stop(tracee, fault)
@@ -373,37 +380,23 @@ class Supervisor:
             case n.SYS_CLONE:
                 regs.rdi &= ~n.CLONE_UNTRACED
                 tracee.store_regs()
-                ptrace.cont(tracee.tid)
+                tracee.go_on()
             case n.SYS_RT_SIGACTION:
                 sigaction(tracee)
             case n.SYS_FSTAT | n.SYS_FTRUNCATE | n.SYS_FALLOCATE:
                 self._sgx.mappings.descriptor_call(tracee)
             case n.SYS_PTRACE:
-                self._on_ptrace(tracee)
+                process_calls.ptrace(tracee, self._tracees, self._observer)
             case _:
-                ptrace.cont(tracee.tid)
+                tracee.go_on()
 
     def _on_ioctl(self, tracee: Tracee) -> None:
         if self._machine is None:
-            ptrace.cont(tracee.tid)
+            tracee.go_on()
             return
         # What the program has closed and unmapped by now is free for this call.
         self._machine.on_release()
         self._machine.device.ioctl(tracee)
-
-    def _on_ptrace(self, tracee: Tracee) -> None:
-        # The kernel would refuse it too: a thread has one tracer. But it would not say why.
-        regs = tracee.regs
-        if regs.rdi & 0xFFFFFFFF != n.PTRACE_TRACEME and regs.rsi not in self._tracees:
-            ptrace.cont(tracee.tid)
-            return
-        self._observer.warn_once(
-            "ptrace",
-            f"process {tracee.process.pid} wants to trace a program of this run, as debuggers and "
-            "strace do: EPERM, for each has one tracer, which is softsgx; `softsgx run --trace` "
-            "tells what concerns SGX",
-        )
-        tracee.finish_call(-errno.EPERM)
 
     def _on_mmap(self, tracee: Tracee) -> None:
         regs = tracee.regs
@@ -415,7 +408,7 @@ class Supervisor:
         if regs.rdx & n.PROT_EXEC and not regs.r10 & n.MAP_ANONYMOUS:
             self._programs.map_executable(tracee)
         else:
-            ptrace.cont(tracee.tid)
+            tracee.go_on()
 
     def _stands_for_first(self, tracee: Tracee) -> bool:
         """Tell whether the first program is stopped when this thread is.
@@ -430,7 +423,7 @@ class Supervisor:
     def _on_clone(self, tracee: Tracee, *, vfork: bool) -> None:
         tid = ptrace.event_message(tracee.tid)
         process = tracee.process
-        flags = clone_flags(tracee, tid)
+        flags = process_calls.clone_flags(tracee, tid)
         child = process
         enclaves = None
         if not flags & n.CLONE_THREAD:
@@ -439,12 +432,16 @@ class Supervisor:
                 enclaves = process.mm.enclaves.fork(alone=process.threads == 1)
                 mm.enclaves = enclaves
             child = process.fork(tid, mm)
+            if process.debugger is not None and mm is not process.mm:
+                process.debugger.memory.on_fork(mm)
         new = self._enter(tid, child)
         new.checked_mask = tracee.checked_mask
         new.awaited_by = tracee if vfork else None
         new.must_open = process.mm.reachable and not child.mm.reachable
         new.must_watch = enclaves is not None and len(enclaves) > 0
-        ptrace.cont(tracee.tid)
+        if child.debugger is not None:
+            child.debugger.on_new(new)
+        tracee.go_on()
         status = self._early.pop(tid, None)
         if status is not None:
             self._ready.append((tid, status))
@@ -452,6 +449,9 @@ class Supervisor:
     def _on_first_stop(self, tracee: Tracee, fault: int | None) -> None:
         if self._stands_for_first(tracee):
             self._job.on_program_stop(0)
+        if tracee.halted:
+            # It stands at the next one, where there is something to do at this.
+            ptrace.interrupt(tracee.tid)
         if tracee.must_filter:
             tracee.must_filter = False
             self._sgx.device.watch_mappings(tracee)
@@ -475,7 +475,10 @@ class Supervisor:
             return
         if fault is not None:
             self._traps.on_sleeper(tracee, fault)
-        elif not (tracee.must_exit and self._sgx.traps.on_interrupt(tracee)):
+            return
+        if tracee.process.debugger is not None:
+            tracee.process.debugger.on_interrupted(tracee)
+        if not (tracee.must_exit and self._sgx.traps.on_interrupt(tracee)):
             tracee.go_on()
 
     @staticmethod
@@ -492,3 +495,6 @@ class Supervisor:
         tracee.watched = None  # the kernel has cleared its debug registers
         process.exec()
         self._programs.exec(tracee)
+        if self._gdb is not None:
+            self._gdb.on_exec(tracee)
+        tracee.go_on()

@@ -10,6 +10,7 @@ import struct
 
 from greenlet import greenlet
 
+from softsgx.arch.attributes import TCS_DBGOPTIN
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
 from softsgx.run.bpf import INJECTION_DONE
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from softsgx.cpu.processor import LogicalProcessor
+    from softsgx.run.debugger import Debugger
     from softsgx.run.revoke import Revocation, Zap
 
 GROUP_STOPS = (n.SIGSTOP, 20, 21, 22)  # SIGTSTP, SIGTTIN, SIGTTOU
@@ -50,11 +52,16 @@ class Process:
         self.actions = actions
         self.filtered = False  # the second filter is in place
         self.interrupted = False  # a thread of it has been stopped to put the filter in place
+        self.debugger: Debugger | None = None
+        self.beside: Debugger | None = (
+            None  # that of a process whose memory, or enclaves, it shares
+        )
 
     def fork(self, pid: int, mm: Mm) -> "Process":
         """Make the child's record."""
         child = Process(pid, mm, dict(self.actions))
         child.filtered = self.filtered
+        child.beside = self.debugger or self.beside
         return child
 
     def record_action(self, signal_number: int, action: bytes) -> None:
@@ -132,6 +139,8 @@ class Tracee:
         self.fault: int | None = None
         self.must_exit = False  # at its next stop it leaves its enclave, if it is inside
         self.steps = 0  # instructions until it leaves its enclave, which it executes one by one
+        self.halted = False  # the debugger wants it to stand at its next stop
+        self.stepping = False  # it is to execute one instruction for the debugger
         self.held: list[tuple[int, bytes]] = []  # signals that it blocks, sent while it was inside
         self.record_slot = -1
         self.watched: object = None  # the enclave whose CPUID instructions stop the thread
@@ -165,6 +174,18 @@ class Tracee:
         return self.lp is not None and self.lp.inside
 
     @property
+    def may_step(self) -> bool:
+        """Whether the next instruction is one of those to be stepped: an enclave that has not opted in has none."""
+        if not self.stepping or self.lp is None or self.lp.thread is None:
+            return self.stepping
+        return bool(self.lp.thread.flags & TCS_DBGOPTIN)
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether something is asked of it, for which a stop may have been passed over."""
+        return bool(self.revocations) or self.halted
+
+    @property
     def gone(self) -> bool:
         """Whether the stopped thread was killed, or another one's exec has taken its memory."""
         try:
@@ -191,7 +212,15 @@ class Tracee:
 
     def pause(self) -> None:
         """Give the others a turn while the thread stands at its stop."""
+        self.wake()
+        self.stand()
+
+    def wake(self) -> None:
+        """Let a thread that stands have its turn soon."""
         self._ready.append((self.tid, WAKE))
+
+    def stand(self) -> None:
+        """Give the others their turns until the thread is woken."""
         borrowing, self.borrowing = self.borrowing, True
         self._pausing = True
         try:
@@ -210,7 +239,10 @@ class Tracee:
 
     def go_on(self, signal: int = 0) -> None:
         """Let the thread run on as its mode wants it: inside, the kernel carries out no call."""
-        if self.inside:
+        if self.stepping and self.may_step:
+            step = ptrace.step_without_calls if self.inside else ptrace.step
+            step(self.tid, signal)
+        elif self.inside:
             go_on = ptrace.step_without_calls if self.steps else ptrace.cont_without_calls
             go_on(self.tid, signal)
         else:
@@ -232,7 +264,7 @@ class Tracee:
             elif not event and number == n.SIGSTOP:
                 passed_on = number
         self.borrowing = False
-        if stopped or self.revocations:
+        if stopped or self.must_stop:
             ptrace.interrupt(self.tid)
 
     def run_to_exit(self) -> int:
@@ -247,7 +279,7 @@ class Tracee:
                     break
         finally:
             self.borrowing = False
-        if self.revocations:
+        if self.must_stop:
             ptrace.interrupt(self.tid)
         result = self.load_regs().rax
         self.regs.orig_rax = NO_SYSCALL
@@ -258,7 +290,7 @@ class Tracee:
         self.regs.rax = result & NO_SYSCALL
         self.regs.orig_rax = NO_SYSCALL
         ptrace.set_regs(self.tid, self.regs)
-        ptrace.cont(self.tid)
+        self.go_on()
 
     def injecting(self) -> "Injector":
         """Borrow the stopped thread for system calls of ours.
@@ -296,7 +328,7 @@ class Injector:
             ptrace.set_sigmask(tracee.tid, self._mask)
             if self._used:
                 ptrace.set_regs(tracee.tid, tracee.regs)
-            if self._stopped or tracee.revocations:
+            if self._stopped or tracee.must_stop:
                 # It joins the stop that it ran on in, unless SIGCONT has ended that; or what it was
                 # interrupted for is still to be done.
                 ptrace.interrupt(tracee.tid)

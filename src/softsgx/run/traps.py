@@ -93,7 +93,7 @@ class Traps:
         if tracee.inside:
             self._enclaves().on_system_call(tracee)
         else:
-            ptrace.cont(tracee.tid)
+            tracee.go_on()
 
     def on_sleeper(self, tracee: Tracee, address: int) -> None:
         """Handle the stop of a thread that slept at a page of an enclave: a fault that no kernel has told."""
@@ -104,6 +104,8 @@ class Traps:
 
     def _on_fault(self, tracee: Tracee, signal: int, code: int, address: int) -> None:
         regs = tracee.load_regs()
+        if signal == n.SIGTRAP and self._is_debuggers(tracee, code):
+            return
         if tracee.mm.enclaves is not None and tracee.inside:
             self._enclaves().bring_in_code(tracee)
         # A page fault at RIP itself is a fetch that failed: no instruction was there to execute.
@@ -142,6 +144,13 @@ class Traps:
                 deliver(tracee, signal, siginfo(signal, code, address))
             else:
                 pass_on(tracee, signal)
+
+    @staticmethod
+    def _is_debuggers(tracee: Tracee, code: int) -> bool:
+        process = tracee.process
+        if process.debugger is not None:
+            return process.debugger.on_trap(tracee, code)
+        return process.beside is not None and process.beside.on_trap_beside(tracee, code)
 
     def _on_cpuid(self, tracee: Tracee, signal: int, length: int) -> None:
         regs = tracee.regs
