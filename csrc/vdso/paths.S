@@ -72,10 +72,13 @@ softsgx_path_ask:
 	.cfi_restore_state
 
 	/*
-	 * The whole path is in sight.  In a program that has opened a node some
-	 * other paths matter too: "" (the call is about a descriptor) and "...maps".
+	 * The whole path is in sight.  "...mem" may be a process's memory.  In a
+	 * program that has opened a node some other paths matter too: "" (the
+	 * call is about a descriptor) and "...maps".
 	 */
 .Lend:
+	cmp	$0x6d656d00, %r11d	/* "mem" and the end */
+	je	softsgx_path_ask
 	cmpb	$0, softsgx_path_flag(%rip)
 	je	.Ldone
 	cmp	$0x61707300, %r11d	/* "aps" and the end */

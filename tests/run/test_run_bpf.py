@@ -53,6 +53,7 @@ class Filter:
 
 FIRST = Filter(bpf.first_filter())
 SECOND = Filter(bpf.second_filter())
+MEMORY = Filter(bpf.memory_filter(7))
 
 calls = st.integers(0, HIGHEST_CALL)
 words = st.one_of(
@@ -84,6 +85,8 @@ def wanted_of_first(number: int, args: tuple[int, ...]) -> int:
             traced = bool(args[0] & CLONE_UNTRACED)
         case n.SYS_PTRACE:
             traced = args[0] & 0xFFFFFFFF in {0, 16, 0x4206}  # TRACEME, ATTACH, SEIZE
+        case n.SYS_PROCESS_VM_READV | n.SYS_PROCESS_VM_WRITEV:
+            traced = True
         case n.SYS_RT_SIGRETURN:
             traced = args[0] == bpf.INJECTION_DONE
     return bpf.RET_TRACE if traced else bpf.RET_ALLOW
@@ -106,9 +109,16 @@ def wanted_of_second(number: int, args: tuple[int, ...]) -> int:
     return bpf.RET_TRACE if traced else bpf.RET_ALLOW
 
 
+def wanted_of_memory(number: int, args: tuple[int, ...]) -> int:
+    moves = {0, 1, 17, 18, 19, 20, 295, 296, 327, 328}  # read, write, their p- and -v, -v2
+    traced = number in moves and args[0] & 0xFFFFFFFF == 7
+    return bpf.RET_TRACE if traced else bpf.RET_ALLOW
+
+
 PAIRS = [
     pytest.param(FIRST, wanted_of_first, id="first"),
     pytest.param(SECOND, wanted_of_second, id="second"),
+    pytest.param(MEMORY, wanted_of_memory, id="memory"),
 ]
 Wanted = Callable[[int, tuple[int, ...]], int]
 
@@ -143,12 +153,15 @@ def test_every_flag_of_a_traced_call(program: Filter, wanted: Wanted, number: in
 @example(n.SYS_IOCTL, (3, 1 << 40 | 0xA400, 0, 0, 0, 0))
 @example(n.SYS_PTRACE, (0x4206, 1, 0, 0, 0, 0))
 @example(n.SYS_PTRACE, (7, 1, 0, 0, 0, 0))
+@example(n.SYS_PREAD64, (7, 0, 0, 0, 0, 0))
+@example(n.SYS_PREAD64, (1 << 32 | 7, 0, 0, 0, 0, 0))
+@example(n.SYS_PREAD64, (6, 0, 0, 0, 0, 0))
 @example(n.SYS_MMAP, (0, 4096, 0, 1 << 32 | n.MAP_SHARED, 3, 0))
 def test_any_call(program: Filter, wanted: Wanted, number: int, args: tuple[int, ...]) -> None:
     assert program.verdict(number, args) == wanted(number, args)
 
 
-@pytest.mark.parametrize("program", [FIRST, SECOND], ids=["first", "second"])
+@pytest.mark.parametrize("program", [FIRST, SECOND, MEMORY], ids=["first", "second", "memory"])
 @given(number=calls, args=arguments)
 def test_a_32_bit_program_runs_untouched(
     program: Filter, number: int, args: tuple[int, ...]
@@ -182,7 +195,7 @@ def test_what_is_traced_once_a_node_is_open() -> None:
     assert SECOND.verdict(n.SYS_OPENAT) == bpf.RET_ALLOW
 
 
-@pytest.mark.parametrize("program", [FIRST, SECOND], ids=["first", "second"])
+@pytest.mark.parametrize("program", [FIRST, SECOND, MEMORY], ids=["first", "second", "memory"])
 def test_the_kernel_would_take_the_program(program: Filter) -> None:
     # net/core/filter.c, bpf_check_classic: forward jumps that stay inside, a return at the end.
     assert len(program.code) <= 4096

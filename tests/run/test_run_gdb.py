@@ -353,6 +353,7 @@ def test_all_threads_stop_and_one_can_step_alone(softsgx: Any) -> None:
             client.ok(b"Hg" + tid)
             assert client.rip
         client.ok(b"z0,%x,1" % found["twice"])
+        client.ok(b"M%x,1:01" % found["finish_now"])
         assert client.resume().kind == "W"
         ended(process, softsgx)
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two seccomp filters of a traced program.
+"""The seccomp filters of a traced program.
 
 BPF sees numbers, neither paths nor ranges. The first filter is there from the start and costs
 a program that never touches SGX its path calls and nothing else; the second is added to a
 process when it first opens a device node, and brings the calls that can change that mapping.
+A third one is for a process that opens the memory of one with enclaves.
 
 Sources: seccomp(2), include/uapi/linux/{filter,seccomp,audit}.h.
 """
@@ -50,6 +51,18 @@ PATH_CALLS = (
 
 # What a character device answers otherwise than the memfd behind it.
 DESCRIPTOR_CALLS = (n.SYS_FSTAT, n.SYS_FTRUNCATE, n.SYS_FALLOCATE)
+MEMORY_CALLS = (
+    n.SYS_READ,
+    n.SYS_WRITE,
+    n.SYS_PREAD64,
+    n.SYS_PWRITE64,
+    n.SYS_READV,
+    n.SYS_WRITEV,
+    n.SYS_PREADV,
+    n.SYS_PWRITEV,
+    n.SYS_PREADV2,
+    n.SYS_PWRITEV2,
+)
 MAPPING_CALLS = (
     n.SYS_MUNMAP,
     n.SYS_MPROTECT,
@@ -116,6 +129,9 @@ def first_filter() -> bytes:
     p.jump(_JEQ, n.SYS_RT_SIGACTION, "sigaction")
     p.jump(_JEQ, n.SYS_RT_SIGRETURN, "sigreturn")
     p.jump(_JEQ, n.SYS_PTRACE, "ptrace")
+    # To whom the memory of a process with enclaves is not shown.
+    p.jump(_JEQ, n.SYS_PROCESS_VM_READV, "trace")
+    p.jump(_JEQ, n.SYS_PROCESS_VM_WRITEV, "trace")
     for number in PATH_CALLS:
         p.jump(_JEQ, number, "path")
     p.ret(RET_ALLOW)
@@ -167,6 +183,23 @@ def first_filter() -> bytes:
     # BPF jumps forward only, so what all of them end in stands last.
     p.label("notify")
     p.ret(RET_USER_NOTIF)
+    p.label("trace")
+    p.ret(RET_TRACE)
+    p.label("allow")
+    p.ret(RET_ALLOW)
+    return p.encode()
+
+
+def memory_filter(fd: int) -> bytes:
+    """Assemble the filter of a process to which descriptor `fd` shows the memory of one with enclaves."""
+    p = _Program()
+    _native_only(p)
+    for number in MEMORY_CALLS:
+        p.jump(_JEQ, number, "which")
+    p.ret(RET_ALLOW)
+    p.label("which")
+    p.load(_low(0))
+    p.jump(_JEQ, fd, "trace", "allow")
     p.label("trace")
     p.ret(RET_TRACE)
     p.label("allow")

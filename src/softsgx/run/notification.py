@@ -70,8 +70,8 @@ class Listener:
         error = min(0, value)
         self._send(_RESPONSE.pack(notification.id, max(value, 0), error, 0))
 
-    def give(self, notification: Notification, fd: int, flags: int) -> None:
-        """Put a copy of our descriptor into the program and return its number from the call.
+    def give(self, notification: Notification, fd: int, flags: int) -> int:
+        """Put a copy of our descriptor into the program and return its number from the call; -1 if that fails.
 
         In two steps. SECCOMP_ADDFD_FLAG_SEND would do it in one, but it marks the call as answered
         before the thread has taken the descriptor; when a stop of ours interrupts the wait for
@@ -83,8 +83,9 @@ class Listener:
         except OSError as error:
             if error.errno != errno.ENOENT:
                 self.answer(notification, -(error.errno or errno.EIO))
-            return
+            return -1
         self.answer(notification, number)
+        return number
 
     def _send(self, response: bytes) -> None:
         # ENOENT: the thread was killed, or a signal took it out of the call.

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from softsgx.driver.nodes import Nodes
     from softsgx.run.notification import Listener, Notification
     from softsgx.run.path_sites import PathSites
-    from softsgx.run.tracee import Tracee
+    from softsgx.run.tracee import Process, Tracee
 
 _PATH_MAX = 4096
 _FIRST_LOOK = 256
 _HINT = b"sgx"
+_MEMORY = b"/mem"  # csrc/vdso/paths.S asks about these as well
 _DIR_CALLS = frozenset(
     (
         n.SYS_OPENAT,
@@ -51,7 +52,9 @@ class PathCalls:
         open_node: "Callable[[Tracee, str, int], int]",
         sites: "PathSites | None",
         kind_of: "Callable[[Tracee, int], str | None]",
+        tracees: "dict[int, Tracee]",
     ) -> None:
+        self._tracees = tracees
         self._nodes = nodes.paths
         self._links = nodes.links
         self._absent = nodes.absent
@@ -63,7 +66,12 @@ class PathCalls:
 
     def answer(self, listener: "Listener", call: "Notification", tracee: "Tracee | None") -> None:
         """Answer one call."""
-        path = self._path(call, tracee) if tracee is not None else None
+        text = self._text(call, tracee) if tracee is not None else b""
+        if tracee is not None and text.endswith(_MEMORY):
+            target = self._memory_of(text, tracee)
+            if target is not None and self._open_memory(listener, call, tracee, target):
+                return
+        path = self._path(call, tracee, text) if tracee is not None else None
         if tracee is not None and path is None and tracee.process.filtered:
             kind = self._descriptor(call, tracee)
             if kind is not None:
@@ -94,8 +102,7 @@ class PathCalls:
         else:
             listener.answer(call, 0)  # access: the nodes are open to all
 
-    def _path(self, call: "Notification", tracee: "Tracee") -> str | None:
-        raw = self._text(call, tracee)
+    def _path(self, call: "Notification", tracee: "Tracee", raw: bytes) -> str | None:
         if _HINT not in raw:
             return None
         path = os.fsdecode(raw)
@@ -121,6 +128,20 @@ class PathCalls:
             return os.readlink(f"/proc/{tracee.tid}/{'cwd' if at_cwd else f'fd/{dirfd}'}")
         except OSError:
             return "/nonexistent"
+
+    def _memory_of(self, text: bytes, tracee: "Tracee") -> "Process | None":
+        # Loaded by those alone who look into others' memory.
+        from softsgx.run.memory_files import target_of  # noqa: PLC0415
+
+        return target_of(text, tracee, self._tracees)
+
+    @staticmethod
+    def _open_memory(
+        listener: "Listener", call: "Notification", tracee: "Tracee", target: "Process"
+    ) -> bool:
+        from softsgx.run.memory_files import open_memory  # noqa: PLC0415
+
+        return open_memory(listener, call, tracee, target)
 
     def _readlink(
         self, listener: "Listener", call: "Notification", tracee: "Tracee", path: str

@@ -24,7 +24,6 @@ from softsgx.run.path_sites import PathSites
 from softsgx.run.paths import PathCalls
 from softsgx.run.program import Programs
 from softsgx.run.ptrace import TraceeGone
-from softsgx.run.sigaction import sigaction
 from softsgx.run.tracee import GROUP_STOPS, IGNORE, Process, Tracee
 from softsgx.run.traps import Traps
 from softsgx.run.waiting import Waiter
@@ -77,6 +76,7 @@ class Supervisor:
         self._gdb = gdb
         self._platform = platform
         self._observer = observer
+        self._tracees: dict[int, Tracee] = {}
         self._xcr0 = xcr0
         self._aex_every = aex_every
         self._machine: Machine | None = None
@@ -85,8 +85,7 @@ class Supervisor:
         )
         self._traps = Traps(model, vdso, observer, lambda: self._sgx.traps)
         sites = None if leave_text or gdb is not None else PathSites(vdso)
-        self._paths = PathCalls(nodes, self._open_node, sites, self._kind_of)
-        self._tracees: dict[int, Tracee] = {}
+        self._paths = PathCalls(nodes, self._open_node, sites, self._kind_of, self._tracees)
         # A new thread may stop before its parent's event tells whose child it is.
         self._early: dict[int, int] = {}
         # Threads that an exec has ended: theirs are the exits that nobody waits for.
@@ -381,14 +380,10 @@ class Supervisor:
                 regs.rdi &= ~n.CLONE_UNTRACED
                 tracee.store_regs()
                 tracee.go_on()
-            case n.SYS_RT_SIGACTION:
-                sigaction(tracee)
             case n.SYS_FSTAT | n.SYS_FTRUNCATE | n.SYS_FALLOCATE:
                 self._sgx.mappings.descriptor_call(tracee)
-            case n.SYS_PTRACE:
-                process_calls.ptrace(tracee, self._tracees, self._observer)
             case _:
-                tracee.go_on()
+                process_calls.answer(tracee, self._tracees, self._observer)
 
     def _on_ioctl(self, tracee: Tracee) -> None:
         if self._machine is None:
@@ -455,6 +450,9 @@ class Supervisor:
         if tracee.must_filter:
             tracee.must_filter = False
             self._sgx.device.watch_mappings(tracee)
+            return
+        if tracee.must_guard >= 0:
+            process_calls.guard(tracee, self._observer)
             return
         if tracee.must_open or tracee.must_watch:
             # A forked child: its mappings must be watched before it runs.

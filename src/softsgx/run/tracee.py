@@ -132,6 +132,7 @@ class Tracee:
         self.fault_reset = 0  # fault signals whose action the kernel's forced delivery has reset
         self.awaited_by: Tracee | None = None  # the thread whose vfork ends at its exec or exit
         self.must_filter = False  # at its next stop the second filter goes in
+        self.must_guard = -1  # at its next stop a filter for this descriptor goes in
         self.must_open = False  # at its first stop its memory must be opened
         self.must_watch = False  # at its first stop its mappings must be watched
         self.revocations: list[Revocation | Zap] = []  # at its next stop mappings must change

@@ -80,6 +80,8 @@ int main(int argc, char **argv)
 	CHECK("get", do_op(&enclave, 0, &get));
 	dprintf(1, "got %lu\n", get.out[0]);
 	dprintf(1, "twice %lu\n", twice(get.out[0]));
+	while (!strcmp(what, "threads") && !finish_now)
+		usleep(1000);
 	finish_now = 1;
 	if (!strcmp(what, "threads"))
 		for (int i = 0; i < 2; i++)
