@@ -31,6 +31,7 @@ VERBS = {
     "top": "show what the platforms of running programs are doing",
     "measure": "compute the MRENCLAVE of an enclave file",
     "sign": "sign an enclave file: write its SIGSTRUCT",
+    "lint": "say what a processor with SGX would punish, of an enclave file or a run",
 }
 
 _USAGE = "usage: softsgx VERB [OPTION...]"
