@@ -4,7 +4,8 @@
  * it goes on with on the stack that was interrupted, below the red zone, makes the frame below the current one by
  * EDECCSSA, and returns to what was interrupted. It may be interrupted itself, at any of its instructions: before
  * EDECCSSA that is an exit of the frame above, which is resumed as ever, and behind it another notification.
- * It skips UD2, and as the Intel SDK's does, an EVERIFYREPORT2 that the processor has not.
+ * It is asked for only while the thread is on its own stack: on the host's, the frame of a signal handler would
+ * take the place. The handler skips UD2, and as the Intel SDK's does, an EVERIFYREPORT2 that the processor has not.
  */
 #include "aex_notify.h"
 
@@ -22,6 +23,7 @@
 #define NOTIFIED 24
 #define SKIPPED 32
 #define IN_THE_END 40
+#define ARMED 48
 #define STACK_END (5 * PAGE)
 #define SSA (6 * PAGE)
 #define GPRSGX (SSA + PAGE - 184)
@@ -64,6 +66,8 @@ entry:
 	mov %rcx, %gs:HOST_RCX
 	rdgsbase %rax
 	lea STACK_END(%rax), %rsp
+	mov %gs:ARMED, %al
+	mov %al, %gs:GPRSGX + AEXNOTIFY
 	mov (%rdi), %rax
 	cmp $NOTIFY_ARM, %rax
 	je arm
@@ -76,6 +80,7 @@ entry:
 	cmp $NOTIFY_LEAF, %rax
 	je leaf
 leave:
+	movb $0, %gs:GPRSGX + AEXNOTIFY
 	mov %gs:HOST_RSP, %rsp
 	mov %gs:HOST_RBP, %rbp
 	mov %gs:HOST_RCX, %rbx
@@ -83,7 +88,7 @@ leave:
 	enclu
 
 arm:
-	movb $1, %gs:GPRSGX + AEXNOTIFY
+	movb $1, %gs:ARMED
 	jmp leave
 
 illegal:
