@@ -111,16 +111,28 @@ class EnclaveTraps:
         """Handle a stop that stands for an interrupt of the machine (--aex-every); tell whether it was an AEX."""
         tracee.must_exit = False
         # What the thread has stopped at already comes first, and is an AEX or a leaf itself.
-        if not tracee.inside or ptrace.any_pending(tracee.tid):
+        if not tracee.inside or ptrace.any_pending_of(tracee.tid, n.FAULT_SIGNALS):
             return False
         tracee.load_regs()
-        self._exit_asynchronously(tracee, Event(None, 0, 0))
-        resume(tracee)
+        tracee.borrowed = True  # no signal can be delivered from this stop
+        if not self._has_jumped_out(tracee):
+            self._exit_asynchronously(tracee, Event(None, 0, 0))
+            resume(tracee)
+        return True
+
+    def _has_jumped_out(self, tracee: Tracee) -> bool:
+        """Handle a thread inside that stands outside ELRANGE, whose next fetch is #GP; tell whether it does."""
+        rip = tracee.regs.rip
+        if _in_elrange(_lp(tracee), rip):
+            return False
+        self._fault_inside(tracee, Fault.gp(f"the enclave went on at {rip:#x} without EEXIT"))
         return True
 
     def _on_step(self, tracee: Tracee) -> None:
         if handler_of(tracee.process.actions.get(n.SIGTRAP)) == SIG_IGN:
             tracee.fault_reset |= bit(n.SIGTRAP)
+        if self._has_jumped_out(tracee):
+            return
         tracee.steps -= 1
         if not tracee.steps:
             self._exit_asynchronously(tracee, Event(None, 0, 0))

@@ -337,6 +337,18 @@ def any_pending(tid: int) -> bool:
     return False
 
 
+def any_pending_of(tid: int, numbers: tuple[int, ...]) -> bool:
+    """Tell whether one of these signals is queued for a stopped thread alone."""
+    at = 0
+    while True:
+        _PEEK.pack_into(_iovec, 0, at, 0, 1)
+        if not _call(PTRACE_PEEKSIGINFO, tid, _iovec_at, _siginfo_at):
+            return False
+        if int.from_bytes(_siginfo.raw[:4], "little") in numbers:
+            return True
+        at += 1
+
+
 def tgkill(tgid: int, tid: int, signal: int) -> None:
     """Send a signal to one thread; a thread that is gone is no error."""
     _syscall(234, tgid, tid, signal)
