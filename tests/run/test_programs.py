@@ -80,6 +80,7 @@ PROGRAMS = [
     Program("aex_registers"),
     Program("core_dump"),
     Program("cpuid", more=(str(64 << 20), "cpuid_library.so"), options=("--epc", "64M")),
+    Program("debug_optin", signature="debug"),
     Program("descriptor"),
     Program("edp_loader", signature="debug"),
     Program("entry_registers"),

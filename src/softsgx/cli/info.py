@@ -50,7 +50,7 @@ NOT_MODELLED = (
     ("XCR0 inside", "stays the host's: XGETBV tells it, and a smaller XFRM does not disable AVX"),
     ("fetching outside ELRANGE", "enclave code that jumps out runs on, until its next trap"),
     ("AEX by the machine's interrupts", "only signals and exceptions cause one: run --aex-every"),
-    ("debugging inside", "INT3 and single steps are #UD; ptrace has one tracer, which is softsgx"),
+    ("debugging inside", "by run --gdb; ptrace has one tracer, which is softsgx"),
 )
 
 _LEAF_SGX = 0x12

@@ -6,6 +6,7 @@ Owns nothing; works on the stopped thread. Loaded once a program of the run asks
 
 import struct
 
+from softsgx.arch.attributes import TCS_DBGOPTIN
 from softsgx.arch.exceptions import (
     PFEC_I,
     PFEC_P,
@@ -73,6 +74,10 @@ def _lp(tracee: Tracee) -> LogicalProcessor:
 
 def _was_killed(lp: LogicalProcessor) -> bool:
     return lp.thread is not None and lp.thread.abandoned is not None
+
+
+def _has_opted_in(lp: LogicalProcessor) -> bool:
+    return lp.thread is not None and bool(lp.thread.flags & TCS_DBGOPTIN)
 
 
 def _in_elrange(lp: LogicalProcessor, address: int) -> bool:
@@ -153,13 +158,14 @@ class EnclaveTraps:
         regs = tracee.regs
         if signal == n.SIGTRAP and at_cpuid(tracee, code):
             signal, code = n.SIGILL, _ILL_ILLOPN
-        if signal == n.SIGTRAP and code in _DEBUG_TRAPS:
-            # Without DBGOPTIN nothing steps or breaks inside, and POPF cannot set TF.
+        if signal == n.SIGTRAP and code in _DEBUG_TRAPS and tracee.steps:
             regs.rflags &= ~RFLAGS_TF
-            if tracee.steps:
-                self._on_step(tracee)
-            else:
-                resume(tracee)
+            self._on_step(tracee)
+            return
+        if signal == n.SIGTRAP and code in _DEBUG_TRAPS and not _has_opted_in(_lp(tracee)):
+            # Nothing steps or breaks inside, and POPF cannot set TF.
+            regs.rflags &= ~RFLAGS_TF
+            resume(tracee)
             return
         if handler_of(tracee.process.actions.get(signal)) == SIG_IGN:
             tracee.fault_reset |= bit(signal)
@@ -402,7 +408,12 @@ class EnclaveTraps:
                 status = struct.unpack_from("<H", ptrace.get_xstate(tracee.tid), 2)[0]
                 vector = VECTOR_MF if status & _FSW_ES else VECTOR_XM
             return Event(vector, 0, 0), n.SIGFPE, siginfo(n.SIGFPE, code, aep)
+        if signal == n.SIGTRAP and code in _DEBUG_TRAPS:
+            return Event(VECTOR_DB, 0, 0), n.SIGTRAP, siginfo(n.SIGTRAP, code, aep)
         if signal == n.SIGTRAP:
-            # Without DBGOPTIN an INT3 inside is #UD, and a fault: RIP at the instruction.
-            regs.rip -= int3_length(tracee.mm.read(regs.rip - 2, 2))
+            # Inside an INT3 is a fault, RIP at the instruction: #BP with DBGOPTIN, else #UD.
+            length = int3_length(tracee.mm.read(regs.rip - 2, 2))
+            regs.rip -= length
+            if length and _has_opted_in(lp):
+                return Event(VECTOR_BP, 0, 0), n.SIGTRAP, siginfo(n.SIGTRAP, SI_KERNEL, 0)
         return Event(VECTOR_UD, 0, 0), *illegal
