@@ -118,7 +118,28 @@ class Pool:
             for call in calls
         ]
         full = self._locked(partial(self._checked, "full_again", "256", "20"))
-        return [*pieces, Piece("full_again", full, finished, ("--epc", "1M"))]
+        return [
+            *pieces,
+            Piece("full_again", full, finished, ("--epc", "1M")),
+            *self._storms(),
+        ]
+
+    def _storms(self) -> list[Piece]:
+        """Give the programs that leave their enclaves all the time."""
+        spread = self._locked(partial(self._checked, "spread"))
+        few = self._locked(partial(self._checked, "spread", "3"))
+        notified = self._locked(self._notified)
+        return [
+            Piece("spread at ticks", spread, finished, ("--aex-every", "300us")),
+            Piece("spread by steps", few, finished, ("--aex-every", "40i")),
+            Piece("told of ticks", notified, finished, ("--aex-every", "500us")),
+        ]
+
+    def _notified(self) -> list[str]:
+        signed = ("--attributes", "0x404", "--attribute-mask", f"{(1 << 64) - 1 - 0x402:#x}")
+        enclave = self._harness.enclave_of("aex_notify_enclave", *signed)
+        words = (self._harness.program("aex_notify"), *enclave, "interrupted", "100000", "50")
+        return [str(word) for word in words]
 
     def _commands(self) -> list[Piece]:
         include = "/usr/include/asm-generic"
