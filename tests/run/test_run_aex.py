@@ -89,6 +89,12 @@ def test_what_is_no_period_is_refused(softsgx: "Harness", every: str) -> None:
     assert f"--aex-every {every}: wanted is a time such as" in ended.err
 
 
+def test_only_one_steps_a_program(softsgx: "Harness") -> None:
+    ended = softsgx.run("echo", "run", options=("--aex-every", "9i", "--gdb", "0"))
+    assert (ended.status, ended.out) == (2, "")
+    assert "--aex-every 9i and --gdb: both step the program" in ended.err
+
+
 def test_a_run_without_an_enclave_does_not_notice(softsgx: "Harness") -> None:
     for every in ("1us", "1i"):
         ended = softsgx.run("echo", "run", options=("--aex-every", every))

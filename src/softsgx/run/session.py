@@ -114,12 +114,17 @@ def _features(cpu: str) -> frozenset[str]:
     return features_of(cpu)
 
 
-def _aex_every(text: str | None) -> "AexEvery | None":
+def _aex_every(text: str | None, *, debugged: bool) -> "AexEvery | None":
     if text is None:
         return None
     from softsgx.run.aex_every import aex_every  # noqa: PLC0415
 
-    return aex_every(text)
+    every = aex_every(text)
+    if every.instructions and debugged:
+        raise SoftsgxError(
+            f"--aex-every {text} and --gdb: both step the program; with --gdb give a time, as 1ms"
+        )
+    return every
 
 
 def _gdb_stub(port: int, observer: Observer, vdso: VdsoImage, xcr0: int) -> "GdbStub":
@@ -159,7 +164,7 @@ def run_program(
     nodes = nodes_of(driver)
     _require_policy(policy)
     features = _features(cpu)
-    exits = _aex_every(aex_every)
+    exits = _aex_every(aex_every, debugged=gdb is not None)
     require_host()
     program = find_program(argv[0])
     require_servable(program)
