@@ -5,13 +5,17 @@ from typing import Any
 
 import pytest
 
+from softsgx.arch.attributes import KEYNAME_SEAL
 from softsgx.arch.codes import LeafCode
-from softsgx.arch.leaves import Encls
+from softsgx.arch.leaves import Encls, Enclu
 from softsgx.arch.secinfo import PT_VA
+from softsgx.arch.structures import Keyrequest, Report
 from softsgx.cpu import encls
 from softsgx.cpu.epc import PageIndex
+from softsgx.cpu.keys import egetkey, ereport
 from softsgx.cpu.model import DEFAULT_FEATURES, Model
 from softsgx.cpu.processor import Processor
+from softsgx.cpu.transition import enclu
 
 NEWER = b"\3" + b"\2" * 15
 
@@ -56,6 +60,40 @@ def test_the_new_key_is_the_one_that_rdseed_gave(machine: Any, cpu: Processor) -
         encrypt, _, _ = cpu.paging_cipher()
         sealed.append(encrypt(bytes(12), b"page", b""))
     assert sealed[0] == sealed[1]
+
+
+def test_an_enclave_attests_to_it_and_has_the_keys_of_before(machine: Any, cpu: Processor) -> None:
+    older = cpu.identity.cpusvn
+
+    def key(cpusvn: bytes) -> tuple[LeafCode, bytes]:
+        request = Keyrequest.blank().replace(keyname=KEYNAME_SEAL, cpusvn=cpusvn)
+        machine.write(machine.DATA, request.encode())
+        code = egetkey(cpu, machine.lp, machine.BASE + machine.DATA, machine.BASE + 0x7000)
+        return code, machine.read(0x7000, 16)
+
+    def enter() -> None:
+        machine.build(isvsvn=0)
+        machine.regs.rax, machine.regs.rbx = int(Enclu.EENTER), machine.BASE + machine.TCS
+        enclu(cpu, machine.lp, machine.regs)
+
+    enter()
+    code, sealed = key(older)
+    assert code is LeafCode.NO_ERROR
+    assert key(NEWER)[0] is LeafCode.INVALID_CPUSVN
+    cpu.thread_gone(machine.lp)
+    for page in (*machine.table.values(), machine.secs_page):
+        assert encls.eremove(cpu, machine.address(page)) is LeafCode.NO_ERROR
+    machine.table.clear()
+    cpu.microcode_svn = NEWER
+    assert update(cpu, machine.memory) is LeafCode.NO_ERROR
+    enter()
+    assert key(older) == (LeafCode.NO_ERROR, sealed)
+    code, newer = key(NEWER)
+    assert code is LeafCode.NO_ERROR
+    assert newer != sealed
+    at = machine.BASE + machine.DATA
+    ereport(cpu, machine.lp, at, at, at + 0x1000)
+    assert Report.decode(machine.read(machine.DATA + 0x1000, 432)).cpusvn == NEWER
 
 
 @pytest.mark.leaf(

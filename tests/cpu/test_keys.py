@@ -26,7 +26,9 @@ from softsgx.arch.attributes import (
 )
 from softsgx.arch.codes import LeafCode
 from softsgx.arch.exceptions import PFEC_P, PFEC_SGX, PFEC_U, PFEC_W
+from softsgx.arch.secinfo import PT_TCS, PT_TRIM, SECINFO_MODIFIED, SECINFO_PENDING, SECINFO_R
 from softsgx.arch.structures import Keyrequest, Report, Targetinfo
+from softsgx.cpu.epc import EPCM_BLOCKED, EPCM_VALID
 from softsgx.cpu.identity import Identity
 from softsgx.cpu.keys import cmac
 from softsgx.cpu.transition import enclu
@@ -276,6 +278,48 @@ def test_operands_are_checked_one_after_the_other(inside: Any, gp: Any) -> None:
     # A page that the page tables put elsewhere than EADD did is not that page.
     machine.table[base + enclave.OPERAND] = machine.table[base + enclave.INPUT]
     assert fault(1, rbx=good, rcx=out) == (good, violation)
+
+
+@pytest.mark.parametrize("leaf", [0, 1])
+@pytest.mark.parametrize(
+    ("bits", "kind"),
+    [
+        (EPCM_BLOCKED, None),
+        (SECINFO_PENDING, None),
+        (SECINFO_MODIFIED, None),
+        (SECINFO_R, None),
+        (EPCM_VALID, None),
+        (0, PT_TRIM),
+        (0, PT_TCS),
+    ],
+)
+def test_an_operand_in_any_other_state_is_a_page_fault(
+    inside: Any, leaf: int, bits: int, kind: int | None
+) -> None:
+    enclave = inside()
+    epc, place = enclave.machine.cpu.epc, enclave.base + enclave.OPERAND
+    page = enclave.machine.table[place]
+    registers = {
+        "rbx": place,
+        "rcx": enclave.base + enclave.INPUT,
+        "rdx": enclave.base + enclave.OUTPUT,
+    }
+
+    def refused() -> None:
+        with pytest.raises(Fault) as caught:
+            enclave.leaf(leaf, **registers)
+        found = caught.value.vector, caught.value.address, caught.value.error_code
+        assert found == (14, place, PFEC_P | PFEC_U | PFEC_SGX)
+
+    good = epc.words[page]
+    epc.words[page] = good ^ bits if kind is None else good & 0xFF | kind << 8
+    refused()
+    epc.words[page] = good
+    # And a page of another enclave's.
+    epc.owners[page] += 1
+    refused()
+    epc.owners[page] -= 1
+    enclave.leaf(leaf, **registers)
 
 
 @pytest.mark.leaf("EREPORT", "done")
