@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A processor with one page table, and the steps that build an enclave on it one leaf at a time."""
 
+import importlib
+import pkgutil
 import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import softsgx.cpu
 from softsgx.arch.attributes import ATTRIBUTE_DEBUG, ATTRIBUTE_MODE64BIT, XFRM_LEGACY
 from softsgx.arch.codes import LeafCode
 from softsgx.arch.secinfo import (
@@ -309,6 +312,8 @@ def provoked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         yield
         return
     seen: set[tuple[str, str]] = set()
+    for info in pkgutil.iter_modules(softsgx.cpu.__path__):
+        importlib.import_module(f"softsgx.cpu.{info.name}")
     modules = list(sys.modules.values())
     for name, _ in claims:
         attribute = name.lower()
