@@ -3,12 +3,14 @@
 
 import errno
 import os
+import random
 import re
 import shutil
 import signal
 import socket
 import struct
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -17,6 +19,7 @@ import pytest
 from gdb_client import RAX, RDI, RSP, Client, Stopped, symbols, waiting
 
 TIMEOUT = 120
+USERFAULTFD = 323
 INT3 = b"\xcc"
 # gdb's own numbers of signals.
 GDB_SIGINT, GDB_SIGTRAP, GDB_SIGUSR1 = 2, 5, 30
@@ -456,6 +459,39 @@ def test_a_forked_child_runs_without_the_breakpoints(softsgx: Any) -> None:
         assert client.rip == main
         client.ok(b"z0,%x,1" % main)
         assert client.resume().kind == "W"
+        ended(process, softsgx)
+
+
+@pytest.mark.parametrize("sandboxed", [False, True])
+def test_interrupts_steps_and_breakpoints_while_pages_come_and_go(
+    softsgx: Any, sandboxed: bool
+) -> None:
+    # Without userfaultfd pages leave by an mprotect of a thread, which may stand.
+    pressure, heap = softsgx.program("pressure"), 2 << 20
+    enclave = softsgx.enclave(heap=heap)
+    command = softsgx.command(
+        pressure, *enclave, str(heap), "threads", options=("--gdb", "0", "--epc", "512K")
+    )
+    sandbox = softsgx.refusing("1", [USERFAULTFD]) if sandboxed else []
+    decide = random.Random(7)  # noqa: S311  (not for secrets)
+    with softsgx.started([*sandbox, *command]) as process:
+        client = Client(int(re.findall(r":(\d+)'", process.stderr.readline())[0]))
+        client.ok(b"QPassSignals:e;14")
+        stopped = Stopped("T", 0, {})
+        for _ in range(40):
+            tids = client.ask(b"qfThreadInfo")[1:].split(b",")
+            stepped = b"vCont;s:" + decide.choice(tids)
+            client.send(decide.choice([b"vCont;c", stepped, stepped + b";c"]))
+            time.sleep(decide.random() * 0.02)
+            # Too late where it has stopped already: then it is passed over.
+            client.socket.sendall(b"\x03")
+            stopped = client.stop()
+            if stopped.kind != "T":
+                break
+            assert client.rip
+        while stopped.kind == "T":
+            stopped = client.resume()
+        assert stopped == Stopped("W", 0, {})
         ended(process, softsgx)
 
 
