@@ -59,6 +59,7 @@ class Given:
         self.kill_on_exit = False
         self.leave_text = False
         self.gdb: str | None = None
+        self.isolation = "none"
         self.program = ""
         self.args: list[str] = []
 
@@ -76,6 +77,7 @@ _VALUES = {
     "--driver": "driver",
     "--epc-policy": "epc_policy",
     "--gdb": "gdb",
+    "--isolation": "isolation",
     "--state": "state",
     "--stats-json": "stats_json",
     "--trace": "trace",
@@ -171,6 +173,13 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
         metavar="PORT",
         help="let PROGRAM wait for gdb, which debugs it and its debug enclaves: target remote :PORT",
     )
+    parser.add_argument(
+        "--isolation",
+        default="none",
+        metavar="MODE",
+        help="strict: while no thread is inside, enclave memory reads as all ones from outside and what is "
+        "written to it is dropped; none (default): it is ordinary memory",
+    )
     parser.add_argument("program", metavar="PROGRAM", help="the program to run")
     parser.add_argument(
         "args", nargs=REMAINDER, metavar="ARG", help="its arguments, passed on untouched"
@@ -213,6 +222,7 @@ def main(args: "Given | argparse.Namespace") -> int:
             leave_text=args.leave_text,
             aex_every=args.aex_every,
             gdb=gdb,
+            isolation=args.isolation,
         )
     except ProgramNotFound as missing:
         sys.stderr.write(f"softsgx: {missing}\n")

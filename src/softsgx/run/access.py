@@ -20,7 +20,7 @@ _LONGEST = 15
 _WRITES = frozenset(
     (OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)
 )
-_NAMES = {
+NAMES = {
     getattr(Register, name.upper()): name
     for name in (
         *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
@@ -40,19 +40,20 @@ def writes_to(tracee: Tracee, address: int) -> bool:
     covering = [
         used
         for used in accesses
-        if (start := _start(used, tracee.regs)) is not None
+        if (start := start_of(used, tracee.regs)) is not None
         and start <= address < start + max(MemorySizeExt.size(used.memory_size), 1)
     ]
     # A gather or a string move with REP has addresses that the operands alone do not give.
     return any(used.access in _WRITES for used in covering or accesses)
 
 
-def _start(used: UsedMemory, regs: UserRegs) -> int | None:
+def start_of(used: UsedMemory, regs: UserRegs) -> int | None:
+    """Give the address of a memory operand; None where a register of it is none that ptrace shows."""
     address = used.displacement
     for register, scale in ((used.base, 1), (used.index, used.scale)):
         if int(register) == int(Register.NONE):
             continue
-        name = _NAMES.get(register)
+        name = NAMES.get(register)
         if name is None:
             return None
         address += getattr(regs, name) * scale

@@ -55,7 +55,10 @@ class DeviceCalls:
         revoker: "Revoker",
         mappings: MappingCalls,
         userfaults: "Userfaults",
+        *,
+        strict: bool = False,
     ) -> None:
+        self._strict = strict
         self._files = files
         self._mappings = mappings
         self._keeper = keeper
@@ -225,6 +228,7 @@ class DeviceCalls:
         mm = tracee.mm
         if mm.enclaves is None:
             mm.enclaves = EnclaveMap(self._revoker, self._mappings.release, self._userfaults)
+            mm.enclaves.strict = self._strict
         enclaves = mm.enclaves
         enclaves.add(vma)
         with tracee.injecting() as injector:

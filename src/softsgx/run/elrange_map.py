@@ -130,6 +130,9 @@ class EnclaveMap:
         self.refused = False  # a userfaultfd cannot be had
         self.changing = 0  # so many changes are on their way: a fault may be due to one of them
         self.placed = -1  # the page that was put in place last
+        # With strict isolation, an enclave is out of reach while none of these threads is inside.
+        self.strict = False
+        self.inside: dict[Encl, int] = {}
         self.generation = 0  # counts what may make an access work that has faulted
         # Changes mappings that no userfaultfd watches, by one of the threads.
         self._revoker = revoker
@@ -234,6 +237,7 @@ class EnclaveMap:
         child = EnclaveMap(self._revoker, self._release, self._userfaults)
         stale = not alone or any(file.encl.dead for file in self.files())
         child.refused = self.refused
+        child.strict = self.strict
         for vma in self._vmas:
             if not vma.dontfork:
                 copy = vma.part(vma.start, vma.end)
@@ -328,6 +332,10 @@ class EnclaveMap:
 
     # -- the protection in force --------------------------------------------------------------
 
+    def shut(self, encl: "Encl") -> bool:
+        """Tell whether an enclave's mappings are out of reach, for none of the process's threads is inside."""
+        return self.strict and encl not in self.inside
+
     @staticmethod
     def due(vma: EnclaveVma) -> "Iterator[tuple[int, int, int]]":
         """Give for each part of a mapping the protection that has to be in force: low, high, prot."""
@@ -352,7 +360,8 @@ class EnclaveMap:
         span = self._span(start, end)
         for at in range(span.start, span.stop):
             vma = self._vmas[at].part(start, end)
-            for low, high, prot in self.due(vma):
+            shut = self.shut(vma.file.encl)
+            for low, high, prot in [(vma.start, vma.end, 0)] if shut else self.due(vma):
                 wrong = prot != vma.in_force
                 if run is not None and wrong and (run[1], run[2]) == (low, prot):
                     run = run[0], high, prot

@@ -27,8 +27,8 @@ from softsgx.cpu.processor import LogicalProcessor
 from softsgx.cpu.registers import RFLAGS_TF
 from softsgx.cpu.transition import Event, aex, enclu
 from softsgx.errors import Fault
+from softsgx.run import isolation, page_faults, ptrace
 from softsgx.run import numbers as n
-from softsgx.run import page_faults, ptrace
 from softsgx.run.cpuid_inside import InsideCpuid, at_cpuid
 from softsgx.run.delivery import (
     BUS_ADRERR,
@@ -96,7 +96,10 @@ class EnclaveTraps:
         records: "RecordTable",
         xcr0: int,
         aex_every: "AexEvery | None" = None,
+        *,
+        strict: bool = False,
     ) -> None:
+        self._strict = strict
         self._cpu = processor
         self._observer = observer
         self._records = records
@@ -210,9 +213,10 @@ class EnclaveTraps:
         tracee.borrowed = True  # no signal can be delivered from this stop
         self._fault_inside(tracee, fault)
 
-    @staticmethod
-    def on_touch_outside(tracee: Tracee, code: int, address: int) -> bool:
+    def on_touch_outside(self, tracee: Tracee, code: int, address: int) -> bool:
         """Handle a SIGSEGV outside that is not what the kernel's driver would make of it; tell whether."""
+        if self._strict and isolation.touched(tracee, code, address, self._observer):
+            return True
         if page_faults.passed_over(tracee, code, address):
             unforce(tracee, n.SIGSEGV)
             resume(tracee)
@@ -262,6 +266,8 @@ class EnclaveTraps:
                 tracee.sigmask = mask
                 if mask & n.FAULT_MASK:
                     ptrace.set_sigmask(tracee.tid, mask & ~n.FAULT_MASK)
+                if self._strict:
+                    isolation.entered(tracee)
             resume(tracee)
             return
         if handler_of(tracee.process.actions.get(signal)) == SIG_IGN:
@@ -357,6 +363,8 @@ class EnclaveTraps:
             restore_actions(tracee)
         if tracee.held:
             self._send_held(tracee)
+        if self._strict:
+            isolation.left(tracee)
 
     @staticmethod
     def _send_held(tracee: Tracee) -> None:

@@ -12,7 +12,7 @@ import struct
 
 from softsgx.driver.driver import EnclaveFile
 from softsgx.errors import SoftsgxError
-from softsgx.run import ptrace
+from softsgx.run import isolation, ptrace
 from softsgx.run.control import Control
 from softsgx.run.device import DeviceCalls
 from softsgx.run.device_files import DeviceFiles
@@ -67,6 +67,8 @@ class Machine:
         waiter: "Waiter",
         tracees: "dict[int, Tracee]",
         aex_every: "AexEvery | None" = None,
+        *,
+        strict: bool = False,
     ) -> None:
         self._platform = platform
         self._inotify = inotify
@@ -92,8 +94,11 @@ class Machine:
             Revoker(tracees),
             self.mappings,
             self.userfaults,
+            strict=strict,
         )
-        self.traps = EnclaveTraps(platform.processor, observer, self._records, xcr0, aex_every)
+        self.traps = EnclaveTraps(
+            platform.processor, observer, self._records, xcr0, aex_every, strict=strict
+        )
         self._timer = aex_every.timer() if aex_every is not None else -1
         if self._timer >= 0:
             waiter.watch(self._timer)
@@ -266,6 +271,7 @@ class Machine:
     def leave_enclave(self, tracee: "Tracee") -> None:
         """Take a thread that has ended, or executes, out of its enclave."""
         if tracee.lp is not None:
+            isolation.gone(tracee)
             self._platform.processor.thread_gone(tracee.lp)
             self._records.give_back_thread(tracee.record_slot)
             tracee.lp = None

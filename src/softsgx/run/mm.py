@@ -40,6 +40,7 @@ class Mm:
         self.scratch = 0  # readable memory beside it for what an injected call reads
         self.scratch_used = 0  # of it, so much has been lent at a time
         self.slots: list[int] = []  # what of that is free
+        self.abort_page = 0  # memory for instructions that touch an enclave from outside
         self.records = 0  # where the record table is mapped
         self.aep = 0  # the ENCLU of our vDSO
         self.handle_exception = 0
@@ -87,6 +88,7 @@ class Mm:
         child.path_sites_left = set(self.path_sites_left)
         child.changed_pages = set(self.changed_pages)
         child.text = list(self.text)
+        child.abort_page = self.abort_page
         child.records = self.records
         child.aep = self.aep
         child.handle_exception = self.handle_exception

@@ -151,6 +151,7 @@ def run_program(
     leave_text: bool = False,
     aex_every: str | None = None,
     gdb: int | None = None,
+    isolation: str = "none",
 ) -> int:
     """Run a program and all its descendants, over the driver of that name; give the first one's wait status.
 
@@ -159,12 +160,15 @@ def run_program(
     names which of them go first (driver/nodes.py). `stats`
     says on standard error what happened, `stats_json` takes it as one JSON object. With `leave_text` no
     byte of any program's text is changed. `aex_every` says how often threads are made to leave their enclave
-    (run/aex_every.py). At the port `gdb`, gdb may debug the program.
+    (run/aex_every.py). At the port `gdb`, gdb may debug the program. `isolation` is none or strict
+    (run/isolation.py).
     """
     nodes = nodes_of(driver)
     _require_policy(policy)
     features = _features(cpu)
     exits = _aex_every(aex_every, debugged=gdb is not None)
+    if isolation not in ("none", "strict"):
+        raise SoftsgxError(f"--isolation {isolation}: wanted is none or strict")
     require_host()
     program = find_program(argv[0])
     require_servable(program)
@@ -211,6 +215,7 @@ def run_program(
         detours=trace is None and not report,
         aex_every=exits,
         gdb=stub,
+        strict=isolation == "strict",
     )
     status = supervisor.follow(pid, listener, mask, ignored)
     if report:

@@ -56,6 +56,7 @@ class Supervisor:
     `platform` is called when a program first asks for SGX; `model` is what its CPUID tells, `nodes`
     are those of its driver. With `detours` the image may answer CPUID, which then nobody sees. With
     `gdb` the first program stands before its first instruction, and what is text stays as it is then.
+    `strict` keeps enclave memory from who is outside.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class Supervisor:
         detours: bool = True,
         aex_every: "AexEvery | None" = None,
         gdb: "GdbStub | None" = None,
+        strict: bool = False,
     ) -> None:
+        self._strict = strict
         self._gdb = gdb
         self._platform = platform
         self._observer = observer
@@ -224,13 +227,9 @@ class Supervisor:
             from softsgx.run.machine import Machine  # noqa: PLC0415
 
             self._machine = Machine(
-                self._platform(),
-                self._observer,
-                self._xcr0,
-                self._inotify,
-                self._waiter,
-                self._tracees,
-                self._aex_every,
+                *(self._platform(), self._observer, self._xcr0, self._inotify, self._waiter),
+                *(self._tracees, self._aex_every),
+                strict=self._strict,
             )
         return self._machine
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from softsgx.cpu.processor import LogicalProcessor
+    from softsgx.driver.encl import Encl
     from softsgx.run.debugger import Debugger
     from softsgx.run.revoke import Revocation, Zap
 
@@ -142,6 +143,7 @@ class Tracee:
         self.steps = 0  # instructions until it leaves its enclave, which it executes one by one
         self.halted = False  # the debugger wants it to stand at its next stop
         self.stepping = False  # it is to execute one instruction for the debugger
+        self.within: Encl | None = None  # the enclave that it keeps open to its process
         self.held: list[tuple[int, bytes]] = []  # signals that it blocks, sent while it was inside
         self.record_slot = -1
         self.watched: object = None  # the enclave whose CPUID instructions stop the thread
