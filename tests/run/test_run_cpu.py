@@ -17,8 +17,8 @@ MODE64BIT, KSS, AEXNOTIFY = 0x4, 0x80, 0x400
 @pytest.mark.parametrize(
     ("cpu", "attributes", "expected"),
     [
-        ("default,-aex-notify", MODE64BIT | KSS, "0x441 0x1 0xb6 created"),
-        ("default", MODE64BIT | AEXNOTIFY, "0xc41 0x1 0x4b6 created"),
+        ("default,-aex-notify", MODE64BIT | KSS, "0x443 0x1 0xb6 created"),
+        ("default", MODE64BIT | AEXNOTIFY, "0xc43 0x1 0x4b6 created"),
         ("sgx1,+everifyreport2", MODE64BIT, "0x81 0 0x36 created"),
         ("sgx1", MODE64BIT, "0x1 0 0x36 created"),
         ("sgx1", MODE64BIT | KSS, "0x1 0 0x36 EIO"),

@@ -18,6 +18,7 @@ from softsgx.arch.secinfo import (
     PT_REG,
     PT_SECS,
     PT_TCS,
+    PT_TRIM,
     PT_VA,
     SECINFO_MODIFIED,
     SECINFO_PAGE_TYPE_SHIFT,
@@ -340,11 +341,12 @@ def eremove(cpu: Processor, rcx: int) -> LeafCode:
         epc.clear(page)
     else:
         secs = cpu.enclaves[epc.owners[page]]
-        if secs.active():
+        # A TRIM page that is accepted nobody can be using.
+        gone = kind == PT_TRIM and not epc.words[page] & SECINFO_MODIFIED
+        if secs.active() and not gone:
             return LeafCode.ENCLAVE_ACT
         if kind == PT_TCS:
-            del secs.threads[page]
-            del cpu.threads[page]
+            cpu.drop_thread(secs, page)
         else:
             secs.elrange.discard(epc.addresses[page], PAGE_SIZE)
         epc.clear(page)
@@ -450,9 +452,24 @@ def encls(
             from softsgx.cpu.eupdatesvn import eupdatesvn  # noqa: PLC0415  # one call a microcode
 
             return eupdatesvn(cpu), rbx
+        case 0x0D | 0x0E | 0x0F:
+            return _sgx2(cpu, memory, leaf, rbx, rcx), rbx
         case _:
             return _paging(cpu, memory, leaf, rbx, rcx, rdx), rbx
     return LeafCode.NO_ERROR, rbx
+
+
+def _sgx2(cpu: Processor, memory: Memory, leaf: int, rbx: int, rcx: int) -> LeafCode:
+    from softsgx.cpu import sgx2  # noqa: PLC0415  # most enclaves stay as they were built
+
+    match leaf:
+        case 0x0D:
+            sgx2.eaug(cpu, memory, rbx, rcx)
+            return LeafCode.NO_ERROR
+        case 0x0E:
+            return sgx2.emodpr(cpu, memory, rbx, rcx)
+        case _:
+            return sgx2.emodt(cpu, memory, rbx, rcx)
 
 
 def _paging(cpu: Processor, memory: Memory, leaf: int, rbx: int, rcx: int, rdx: int) -> LeafCode:

@@ -45,7 +45,7 @@ NO_SECS = 0xFFFF_FFFF
 class Epc:
     """The enclave page cache of so many pages; an index out of range is the caller's bug."""
 
-    __slots__ = ("addresses", "blocked", "busy", "contents", "owners", "pages", "words")
+    __slots__ = ("addresses", "blocked", "busy", "contents", "modified", "owners", "pages", "words")
 
     def __init__(self, pages: int) -> None:
         if not 0 < pages < NO_SECS:
@@ -59,6 +59,8 @@ class Epc:
         self.busy: set[int] = set()
         # The tracking cycle of its enclave in which a page was blocked.
         self.blocked: dict[int, int] = {}
+        # The one in which EMODPR or EMODT has changed a page that is not accepted yet.
+        self.modified: dict[int, int] = {}
 
     def resolve(self, address: int) -> PageIndex:
         """Return the page that holds a linear address of the EPC; #PF if there is none."""
@@ -130,6 +132,7 @@ class Epc:
         self._set(page, 0, NO_SECS, 0)
         self.contents.pop(page, None)
         self.blocked.pop(page, None)
+        self.modified.pop(page, None)
 
     def clear_range(self, pages: range) -> None:
         """Make the entries of regular pages invalid."""
@@ -141,6 +144,9 @@ class Epc:
         if self.blocked:
             for page in pages:
                 self.blocked.pop(page, None)
+        if self.modified:
+            for page in pages:
+                self.modified.pop(page, None)
 
     def _set(self, page: int, word: int, owner: int, address: int) -> None:
         self.words[page] = word
@@ -161,5 +167,6 @@ class Epc:
                 consistent = owner != NO_SECS and self.is_secs(owner)
             blocked = bool(word & EPCM_BLOCKED) == (page in self.blocked)
             held = bool(word & EPCM_VALID and kind in {PT_TCS, PT_VA}) == (page in self.contents)
-            if not (consistent and blocked and held):
+            changed = word & (SECINFO_MODIFIED | SECINFO_PR) or page not in self.modified
+            if not (consistent and blocked and held and changed):
                 raise AssertionError(f"EPCM entry {page}: word {word:#x}, owner {owner:#x}")

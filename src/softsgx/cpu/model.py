@@ -61,7 +61,7 @@ FEATURES = {
     "kss": (0, ATTRIBUTE_KSS, 0),
     "exinfo": (0, 0, MISC_EXINFO),
 }
-NOT_BUILT = frozenset({"sgx2"})
+NOT_BUILT: frozenset[str] = frozenset()
 # EVERIFYREPORT2 comes with TDX, whose reports nothing here can make.
 DEFAULT_FEATURES = frozenset(FEATURES) - NOT_BUILT - {"everifyreport2"}
 # The leaves of a feature, by number; all others are SGX1's.

@@ -15,15 +15,18 @@ from struct import Struct
 from softsgx.arch.codes import LeafCode
 from softsgx.arch.secinfo import (
     PAGE_SIZE,
+    PT_REG,
     PT_SECS,
     PT_TCS,
     PT_VA,
+    SECINFO_MODIFIED,
     SECINFO_PAGE_TYPE,
     SECINFO_PAGE_TYPE_SHIFT,
+    SECINFO_PENDING,
     SECINFO_REG,
     VA_SLOT_SIZE,
 )
-from softsgx.arch.structures import Pageinfo, Pcmd, Secs, Tcs
+from softsgx.arch.structures import Pageinfo, Pcmd, Secs
 from softsgx.cpu.epc import (
     EPC_BASE,
     EPCM_BLOCKED,
@@ -37,7 +40,7 @@ from softsgx.cpu.epc import (
 from softsgx.cpu.memory import Memory
 from softsgx.cpu.operands import pageinfo_at
 from softsgx.cpu.processor import Processor
-from softsgx.cpu.secs import SecsPage, Thread
+from softsgx.cpu.secs import SecsPage
 from softsgx.cpu.tracking import (
     CHILDREN,
     eblock,
@@ -133,6 +136,7 @@ def ewb_pages(
     """
     epc = cpu.epc
     words, owners, addresses, blocked = epc.words, epc.owners, epc.addresses, epc.blocked
+    modified = epc.modified
     encrypt = cpu.paging_cipher()[0]
     done: list[tuple[int, bytes, bytes]] = []
     count = _idle(cpu, pages, va)
@@ -198,6 +202,7 @@ def ewb_pages(
             words[page] = addresses[page] = 0
             owners[page] = NO_SECS
             del blocked[page]
+            modified.pop(page, None)
         at = run
         secs.children -= (address - start) // PAGE_SIZE
         secs.elrange.discard(start, address - start)
@@ -247,7 +252,10 @@ def _seal(cpu: Processor, page: int) -> tuple[int, bytes, bytes]:
         secs = cpu.enclaves[epc.owners[page]]
         eid = enclaveid = secs.eid
         if kind == PT_TCS:
-            contents = cpu.threads[page].tcs_page(epc.contents[page])
+            # One that is not accepted yet is what the enclave has written.
+            thread = cpu.threads.get(page)
+            held_here = epc.contents[page]
+            contents = bytes(held_here) if thread is None else thread.tcs_page(held_here)
         else:
             contents = secs.elrange.read(linaddr, PAGE_SIZE)
     elif kind == PT_SECS:
@@ -270,8 +278,7 @@ def _free(cpu: Processor, page: int, rdx: int, version: int) -> LeafCode:
         secs = cpu.enclaves[epc.owners[page]]
         secs.children -= 1
         if kind == PT_TCS:
-            del secs.threads[page]
-            del cpu.threads[page]
+            cpu.drop_thread(secs, page)
         else:
             secs.elrange.discard(epc.addresses[page], PAGE_SIZE)
     elif kind == PT_SECS:
@@ -449,9 +456,12 @@ def eldu_page(
         else:
             _put_secs(cpu, page, version)
         return LeafCode.NO_ERROR
-    if kind == PT_TCS:
-        _put_thread(cpu, secs, page, linaddr, plain)
-    else:
+    if kind == PT_TCS and secinfo[0] & SECINFO_MODIFIED:
+        epc.contents[page] = bytearray(plain)
+    elif kind == PT_TCS:
+        cpu.put_thread(secs, page, linaddr, plain)
+    elif kind == PT_REG and not secinfo[0] & SECINFO_PENDING:
+        # The others have no contents that anybody may touch: see sgx2.py.
         secs.elrange.write(linaddr, plain)
     words[page] = EPCM_VALID | secinfo[0] | kind << SECINFO_PAGE_TYPE_SHIFT
     epc.owners[page] = owner
@@ -460,15 +470,6 @@ def eldu_page(
     if blocked:
         epc.block(page, secs.cycle)
     return LeafCode.NO_ERROR
-
-
-def _put_thread(cpu: Processor, secs: SecsPage, page: PageIndex, linaddr: int, data: bytes) -> None:
-    tcs = Tcs.decode(data)
-    thread = Thread(tcs, page, linaddr, secs)
-    thread.attach(tcs, cpu.tcs_records(secs.eid, linaddr))
-    cpu.epc.contents[page] = bytearray(data)
-    secs.threads[page] = thread
-    cpu.threads[page] = thread
 
 
 def _put_secs(cpu: Processor, page: PageIndex, version: int) -> None:

@@ -93,6 +93,23 @@ class Processor:
             self._paging_cipher = cipher.encrypt, cipher.decrypt, InvalidTag
         return self._paging_cipher
 
+    def put_thread(self, secs: SecsPage, page: PageIndex, linaddr: int, data: bytes) -> None:
+        """Make a thread of the TCS whose contents an EPC page has received."""
+        from softsgx.arch.structures import Tcs  # noqa: PLC0415  # a start needs no records
+
+        tcs = Tcs.decode(data)
+        thread = Thread(tcs, page, linaddr, secs)
+        thread.attach(tcs, self.tcs_records(secs.eid, linaddr))
+        self.epc.contents[page] = bytearray(data)
+        secs.threads[page] = thread
+        self.threads[page] = thread
+
+    def drop_thread(self, secs: SecsPage, page: int) -> None:
+        """Forget the thread of a TCS that leaves its EPC page, or is none any more."""
+        # One that is not accepted yet has none.
+        secs.threads.pop(page, None)
+        self.threads.pop(page, None)
+
     def thread_gone(self, lp: "LogicalProcessor") -> None:
         """Take a dead thread out of its enclave: as an AEX leaves it, but that nothing was saved."""
         from softsgx.cpu import transition  # noqa: PLC0415  # transition imports this module

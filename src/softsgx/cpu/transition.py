@@ -16,6 +16,7 @@ from softsgx.arch.attributes import (
     TCS_DBGOPTIN,
     TCS_INACTIVE,
 )
+from softsgx.arch.codes import LeafCode
 from softsgx.arch.exceptions import (
     EXITINFO_TYPE_HARDWARE,
     EXITINFO_TYPE_SHIFT,
@@ -76,6 +77,7 @@ _EENTER = 2
 _ERESUME = 3
 _EEXIT = 4
 _EDECCSSA = 9
+_SGX2 = range(5, 8)  # EACCEPT, EMODPE, EACCEPTCOPY
 
 _MODE = ThreadRecord.OFFSETS["mode"] // 4
 _SELECTOR = ThreadRecord.OFFSETS["selector"]
@@ -157,15 +159,21 @@ def enclu(cpu: Processor, lp: LogicalProcessor, regs: Registers) -> int:
         edeccssa(cpu, lp)
         regs.rip += ENCLU_LENGTH
         return leaf
-    from softsgx.cpu import keys  # noqa: PLC0415  # most programs never use them
+    code: LeafCode | None = None
+    if leaf in _SGX2:
+        from softsgx.cpu import sgx2  # noqa: PLC0415  # most enclaves stay as they were built
 
-    if leaf == _EREPORT:
-        keys.ereport(cpu, lp, regs.rbx, regs.rcx, regs.rdx)
+        code = sgx2.enclu(cpu, lp, leaf, regs.rbx, regs.rcx, regs.rdx)
     else:
-        if leaf == _EGETKEY:
+        from softsgx.cpu import keys  # noqa: PLC0415  # most programs never use them
+
+        if leaf == _EREPORT:
+            keys.ereport(cpu, lp, regs.rbx, regs.rcx, regs.rdx)
+        elif leaf == _EGETKEY:
             code = keys.egetkey(cpu, lp, regs.rbx, regs.rcx)
         else:
             code = keys.everifyreport2(cpu, lp, regs.rbx)
+    if code is not None:
         regs.rax = int(code)
         regs.rflags = regs.rflags & ~RFLAGS_STATUS | (RFLAGS_ZF if code else 0)
     regs.rip += ENCLU_LENGTH
