@@ -73,7 +73,7 @@ def test_of_an_ended_enclave_the_sums_are_kept(bench: Any) -> None:
 
 def test_a_page_that_is_lost_stays_in_use(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     enclave = bench.build()
-    monkeypatch.setattr("softsgx.driver.encl.eremove_pages", lambda *_: (1, 0))
+    monkeypatch.setattr("softsgx.driver.encl_epc.eremove_pages", lambda *_: (1, 0))
     assert enclave.file.release() > 0
     bench.lost = in_use(bench)
     assert bench.driver.stats.total().resident == bench.lost > 0

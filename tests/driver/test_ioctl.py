@@ -32,6 +32,7 @@ from softsgx.arch.ioctl import (
     EnclaveProvision,
 )
 from softsgx.arch.structures import Sigstruct
+from softsgx.cpu.model import DEFAULT_FEATURES, Model
 from softsgx.errors import DriverError
 
 UNMAPPED = (0, 0xDEAD_0000, 0x7FFF_FFFF_F000, 0x8000_0000_0000_0000, 0xFFFF_FFFF_FFFF_FFF8)
@@ -76,6 +77,7 @@ def test_an_unknown_command_is_enotty(bench: Any, request_number: int) -> None:
 def test_sgx2_is_enodev_before_anything_is_looked_at(
     bench: Any, request_number: int, arg: int
 ) -> None:
+    bench.platform.processor.model = Model(features=DEFAULT_FEATURES - {"sgx2"})
     with bench.open() as file:
         assert bench.refused(file, request_number, arg) == "ENODEV"
     with bench.build() as enclave:

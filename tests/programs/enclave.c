@@ -8,6 +8,9 @@ typedef unsigned char u8;
 #define EREPORT 0
 #define EGETKEY 1
 #define EENTER 2
+#define EACCEPT 5
+#define EMODPE 6
+#define EACCEPTCOPY 7
 
 #define SSA_FRAME 4096
 #define GPRSGX_SIZE 184
@@ -215,6 +218,23 @@ static void touch(struct op *op)
 	op->out[0] = sum;
 }
 
+/* Its SECINFO is on the stack: every thread has one. */
+static u64 change(u64 leaf, u64 page, u64 flags, u64 from, u64 *rflags)
+{
+	u64 secinfo[8] __attribute__((aligned(64))) = { flags };
+
+	return enclu(leaf, (u64)secinfo, page, from, rflags);
+}
+
+static void accept_range(struct op *op)
+{
+	u64 code = 0;
+
+	for (u64 at = op->a; at < op->a + op->c && !code; at += 4096)
+		code = change(EACCEPT, at, op->b, 0, &op->out[1]);
+	op->out[0] = code;
+}
+
 void enclave_main(struct op *op, u64 *record)
 {
 	u64 *first = (u64 *)record[ENTRY_GSBASE];
@@ -311,6 +331,18 @@ void enclave_main(struct op *op, u64 *record)
 		break;
 	case OP_WATCH:
 		watch((const volatile u64 *)op->a, op->b, (struct watched *)op->c);
+		break;
+	case OP_EACCEPT:
+		op->out[0] = change(EACCEPT, op->a, op->b, 0, &op->out[1]);
+		break;
+	case OP_EMODPE:
+		op->out[0] = change(EMODPE, op->a, op->b, 0, &op->out[1]);
+		break;
+	case OP_EACCEPTCOPY:
+		op->out[0] = change(EACCEPTCOPY, op->a, op->b, op->c, &op->out[1]);
+		break;
+	case OP_EACCEPT_RANGE:
+		accept_range(op);
 		break;
 	case OP_JUMP:
 		((void (*)(void))op->a)();

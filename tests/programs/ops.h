@@ -36,6 +36,11 @@
 #define OP_SORT 26            /* sort the b bytes at a as u64; as many bytes behind them are scratch */
 #define OP_TOUCH 27           /* read a word of each of the b bytes' pages at a, c times over */
 #define OP_WATCH 28           /* read the b bytes at a until a word is 0; *(struct watched *)c tells */
+/* SGX2, each on page a, with SECINFO.FLAGS b; out[] = RAX, RFLAGS. */
+#define OP_EACCEPT 40
+#define OP_EMODPE 41
+#define OP_EACCEPTCOPY 42     /* from page c */
+#define OP_EACCEPT_RANGE 43   /* EACCEPT of the c bytes from a on, until one has a code */
 
 #define TCS_ONE_FRAME 8       /* index of the TCS with NSSA = 1; the others have 2 */
 

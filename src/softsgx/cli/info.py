@@ -22,7 +22,7 @@ NOT_MODELLED = (
         "which page gives way is told by how soon it was wanted again: --epc-policy",
     ),
     ("AEX by a shootdown", "a page that goes out drives no thread out of its enclave"),
-    ("SGX2 ioctls", "RESTRICT_PERMISSIONS, MODIFY_TYPES and REMOVE_PAGES (EDMM) give ENODEV"),
+    ("SGX2 of the driver isgx", "its ioctls give ENOSYS, and no touch adds a page"),
     ("CET", "not claimed: CREATE gives EIO, and INIT gives EINVAL"),
     ("ENCLV, virtual EPC", "#UD; there is no /dev/sgx_vepc"),
     ("32-bit enclaves", "they can be built and measured; EENTER is #GP"),

@@ -10,20 +10,25 @@ import errno
 from typing import TYPE_CHECKING
 
 from softsgx.arch.attributes import ATTRIBUTES_UNPRIVILEGED
-from softsgx.arch.secinfo import PAGE_SIZE, PT_TCS, PT_VA, VA_SLOTS
+from softsgx.arch.secinfo import PAGE_SIZE, PT_REG, SECINFO_PENDING
 from softsgx.arch.structures import Pageinfo, Secinfo, Secs
-from softsgx.cpu.encls import eadd_pages, ecreate, epa, eremove, eremove_pages
+from softsgx.cpu.encls import eadd_pages, ecreate
 from softsgx.cpu.epc import Epc, PageIndex
 from softsgx.cpu.memory import Elrange, HeldMemory
 from softsgx.cpu.transition import abandon
 from softsgx.driver.backing import Backing, NoBacking, store_size
 from softsgx.driver.elrange import ELRANGE_SIZE, MemfdElrange
-from softsgx.driver.encl_stats import EnclStats
-from softsgx.driver.page_array import PageArray, PageRun, neighbours, page_type, vm_max_prot
+from softsgx.driver.encl_epc import EnclEpc
+from softsgx.driver.page_array import (
+    PageArray,
+    PageRun,
+    added_kind,
+    neighbours,
+    permissions,
+)
 from softsgx.driver.stores import Stores
 from softsgx.driver.task import add_failed, executable_pages
-from softsgx.driver.va_pages import VaPages
-from softsgx.driver.vma import PROT_RWX
+from softsgx.driver.vma import PROT_EXEC, PROT_RWX, PROT_WRITE
 from softsgx.errors import DriverError, Fault
 
 if TYPE_CHECKING:
@@ -41,16 +46,17 @@ _ROOM_PAGES = 512
 _FILE_SIZE_MAX = (1 << 63) - 1
 
 
-class Encl:
+class Encl(EnclEpc):
     """One enclave, from open() of the node to the last reference's end; ``base`` and ``size`` in bytes."""
+
+    # The touch of a hole adds a page, where the processor has SGX2.
+    augmented = True
 
     def __init__(
         self, cpu: "Processor", reclaimer: "Reclaimer", elrange: Elrange, stores: Stores
     ) -> None:
-        self.cpu = cpu
+        super().__init__(cpu, reclaimer)
         self.elrange = elrange
-        self._reclaimer = reclaimer
-        self._allocator = reclaimer.allocator
         self.stores = stores
         # Where evicted pages go: the default from CREATE on, until SET_BACKING says otherwise.
         self.backing: Backing = NoBacking()
@@ -69,9 +75,6 @@ class Encl:
         self.attributes_mask = 0
         self.secs_page: PageIndex | None = None
         self._secs_slot = -1
-        self.va_pages = VaPages()
-        # Pages that have, or may come to need, a VA slot: the SECS too.
-        self.page_cnt = 0
         self.page_array = PageArray()
         # What tells its pages from those of other enclaves, in the upper bits.
         self.serial = 0
@@ -79,7 +82,8 @@ class Encl:
         self._unzapped: set[EnclMm] = set()  # that can still reach the pages of a killed enclave
         # Pages that are on their way out, by address; one that is touched before it is blocked is taken out.
         self.reclaiming: set[int] = set()
-        self.stats = EnclStats()
+        # Pages that are about to become holes, by address.
+        self.modifying: set[int] = set()
         self.events: EnclEvents | None = None
 
     # -- building ---------------------------------------------------------------------------
@@ -93,18 +97,18 @@ class Encl:
         # ECREATE would see it too; here it keeps the backing's size from overflowing.
         if fields.size.bit_count() != 1:
             raise DriverError(errno.EINVAL, f"SECS.SIZE {fields.size:#x} is not a power of two")
-        self._make_room(task, 2, 2)
-        if not self._allocator.free_pages:
-            raise self._exhausted("the first VA page")
+        self.make_room(task, 2, 2)
+        if not self.allocator.free_pages:
+            raise self.exhausted("the first VA page")
         if store_size(fields.size) > _FILE_SIZE_MAX:
             raise DriverError(
                 errno.EINVAL, f"SECS.SIZE {fields.size:#x}: no file is large enough to back it"
             )
-        if not self._affordable(1):
-            raise self._exhausted("the SECS")
+        if not self.affordable(1):
+            raise self.exhausted("the SECS")
         default = self.stores.default(fields.size) if backing is None else None
-        self._grow(1)
-        page = self._allocate_page()
+        self.grow(1)
+        page = self.allocate_page()
         memory = HeldMemory()
         pageinfo = Pageinfo(
             linaddr=0,
@@ -121,14 +125,14 @@ class Encl:
                 elrange=self.elrange,
             )
         except Fault as fault:
-            self._free_epc_page(page)
-            self._shrink(1)
+            self.free_epc_page(page)
+            self.shrink(1)
             if default is not None:
                 default.close()
             raise DriverError(errno.EIO, f"ECREATE: {fault}") from fault
         self.secs_page = page
         self.eid = self.cpu.enclaves[page].eid
-        self._reclaimer.created(self, page)
+        self.reclaimer.created(self, page)
         self.base = fields.baseaddr
         self.size = fields.size
         self.attributes = fields.attributes
@@ -138,7 +142,7 @@ class Encl:
             self.give_backing(backing)
         elif default is not None:
             self.backing = default
-        self._reclaimer.allocated()
+        self.reclaimer.allocated()
 
     def give_backing(self, backing: Backing) -> None:
         """Take the store that the program has chosen, for good; no page has been evicted yet."""
@@ -164,14 +168,14 @@ class Encl:
         of which nothing is left.
         """
         # So many are on their way in, and cannot give way to anybody.
-        count = min(count, _RUN_PAGES, max(self._allocator.total // 8, 1))
+        count = min(count, _RUN_PAGES, max(self.allocator.total // 8, 1))
         wanted = min(count, _ROOM_PAGES)
-        self._make_room(task, wanted + self._va_pages_wanted(wanted), 1 + self._va_pages_wanted(1))
+        self.make_room(task, wanted + self.va_pages_wanted(wanted), 1 + self.va_pages_wanted(1))
         if self.dead:
             raise DriverError(errno.EIO, "the enclave was killed: its backing cannot be written")
-        count = self._affordable(count)
+        count = self.affordable(count)
         if count == 0:
-            raise self._exhausted(f"page {offset:#x}")
+            raise self.exhausted(f"page {offset:#x}")
         first = (self.base + offset) // PAGE_SIZE
         count = self.page_array.absent_from(first, count)
         if count == 0:
@@ -186,9 +190,9 @@ class Encl:
                 f"EADD of page {offset:#x}: {first * PAGE_SIZE:#x} is beyond the user address "
                 f"space, {ELRANGE_SIZE:#x}; such pages are not modelled",
             )
-        epc_first, count = self._allocator.allocate_run(count)
+        epc_first, count = self.allocator.allocate_run(count)
         self.stats.resident += count
-        self._grow(count)
+        self.grow(count)
         added = 0
         try:
             added = eadd_pages(
@@ -206,15 +210,14 @@ class Encl:
         finally:
             # Reached also when a suspended caller is killed: no page, nor half of one, may stay behind.
             if added < count:
-                self._free_epc_run(epc_first + added, count - added)
-                self._shrink(count - added)
+                self.free_epc_run(epc_first + added, count - added)
+                self.shrink(count - added)
                 self.elrange.discard((first + added) * PAGE_SIZE, (count - added) * PAGE_SIZE)
-        self.page_array.insert(
-            first, epc_first, added, vm_max_prot(secinfo_flags), page_type(secinfo_flags)
-        )
+        if added:
+            self.page_array.insert(first, epc_first, added, added_kind(secinfo_flags))
         self.stats.added += added
-        self._reclaimer.added(self, range(epc_first, epc_first + added))
-        self._reclaimer.allocated()
+        self.reclaimer.added(self, range(epc_first, epc_first + added))
+        self.reclaimer.allocated()
         return added
 
     def created_secs(self) -> PageIndex:
@@ -222,88 +225,6 @@ class Encl:
         if self.secs_page is None:
             raise ValueError("the enclave has no resident SECS")
         return self.secs_page
-
-    # -- EPC pages --------------------------------------------------------------------------
-
-    def _make_room(self, task: "Task", wanted: int, least: int) -> None:
-        """Reclaim until ``wanted`` EPC pages are free, or at least ``least``, as far as that goes.
-
-        Nobody is killed for more than the least.  What is on its way in elsewhere does not give way: the
-        caller waits for that.
-        """
-        make_room = self._reclaimer.make_room
-        if make_room(wanted, self, kill=False):
-            return
-        while not make_room(least, self):
-            if task.signal_pending():
-                raise DriverError(errno.EINTR, "a signal came before an EPC page was free")
-            if not self._reclaimer.transient(self) or not task.pause():
-                break
-
-    def _affordable(self, count: int) -> int:
-        """Return how many pages, at most ``count``, the free EPC holds together with their VA pages."""
-        free = self._allocator.free_pages
-        count = min(count, free)
-        while count and count + self._va_pages_wanted(count) > free:
-            count -= 1
-        return count
-
-    def _va_pages_wanted(self, count: int) -> int:
-        return -(-(self.page_cnt + count) // VA_SLOTS) - len(self.va_pages)
-
-    def _exhausted(self, what: str) -> DriverError:
-        return DriverError(
-            errno.ENOMEM,
-            f"no EPC page is left for {what}: {self._allocator.free_pages} of "
-            f"{self._allocator.total} are free, and nothing gives way "
-            f"({len(self._reclaimer.policy)} pages could be evicted)",
-        )
-
-    def _grow(self, count: int) -> None:
-        """Account for more pages; the caller has seen that the EPC holds their VA pages."""
-        for _ in range(self._va_pages_wanted(count)):
-            page = self._allocate_page()
-            epa(self.cpu, PT_VA, Epc.address(page))
-            self.va_pages.add(page)
-        self.page_cnt += count
-
-    def _shrink(self, count: int) -> None:
-        """Take back what ``_grow`` accounted for."""
-        self.page_cnt -= count
-        for _ in range(-self._va_pages_wanted(0)):
-            # Reclaim may have used it meanwhile: then it stays.
-            page = self.va_pages.pop_unused()
-            if page is None:
-                break
-            self._free_epc_page(page)
-
-    def _allocate_page(self) -> PageIndex:
-        page = PageIndex(self._allocator.allocate_page())
-        self.stats.resident += 1
-        return page
-
-    def _free_epc_page(self, page: PageIndex) -> bool:
-        """EREMOVE a page and give it back; False if EREMOVE refused, the page is then lost."""
-        if eremove(self.cpu, Epc.address(page)):
-            return False
-        self._allocator.free(page)
-        self.stats.resident -= 1
-        return True
-
-    def _free_epc_run(self, first: int, count: int) -> int:
-        """EREMOVE neighbouring pages and give them back; return how many EREMOVE refused."""
-        lost = 0
-        while count:
-            code, done = eremove_pages(self.cpu, PageIndex(first), count)
-            self._reclaimer.removed(range(first, first + done))
-            self._allocator.free(first, done)
-            self.stats.resident -= done
-            # Past the page that was refused.
-            skipped = 1 if code else 0
-            lost += skipped
-            first += done + skipped
-            count -= done + skipped
-        return lost
 
     # -- mapping and faults -----------------------------------------------------------------
 
@@ -317,34 +238,65 @@ class Encl:
             )
         if read_implies_exec:
             raise DriverError(errno.EACCES, "the caller's personality is READ_IMPLIES_EXEC")
-        for low, _, _ in self.narrowed(start, end, prot):
-            raise DriverError(
-                errno.EACCES, f"protection {prot:#x} exceeds what page {low:#x} was added with"
-            )
+        for low, _, run in self.page_array.parts(start, end):
+            if prot & PROT_RWX & ~run.vm_max_prot:
+                raise DriverError(
+                    errno.EACCES, f"protection {prot:#x} exceeds what page {low:#x} was added with"
+                )
 
     @staticmethod
     def page_prot(run: PageRun, prot: int) -> int:
-        """Return what a VMA of protection ``prot`` gives of a page: nothing, where it exceeds vm_max_prot."""
-        return 0 if prot & PROT_RWX & ~run.vm_max_prot else prot
+        """Return what a VMA of protection ``prot`` and the EPCM give of a page.
+
+        Nothing, where the VMA exceeds vm_max_prot.  A TCS, or what was one, is a hole whatever it gives.
+        """
+        if prot & PROT_RWX & ~run.vm_max_prot:
+            return 0
+        return prot & run.kind.allowed if run.type == PT_REG else prot
+
+    def watched_prot(self, run: PageRun, prot: int) -> int:
+        """Return what a VMA must give of a page where writing can be taken from the page itself."""
+        given = self.page_prot(run, prot)
+        return given | prot & PROT_WRITE if given else 0
 
     def narrowed(self, start: int, end: int, prot: int) -> list[tuple[int, int, int]]:
-        """Return the parts of [start, end) whose pages a VMA gives less than ``prot``, in order, with how much."""
-        parts = self.page_array.parts(start, end)
-        return [(at, to, p) for at, to, run in parts if (p := self.page_prot(run, prot)) != prot]
+        """Return the parts of [start, end) of which a VMA must give less than ``prot``, in order, with how much.
+
+        That is so where holes fault, and so does a write to a page that ``unwritable`` tells of.
+        """
+        # What is added in a hole may not be executed: that is taken away at once, not page by page.
+        grows = self.initialized and self.augments and prot & PROT_EXEC
+        of_hole = prot & ~PROT_EXEC if grows else prot
+        parts: list[tuple[int, int, int]] = []
+        at = start
+        for low, high, run in self.page_array.parts(start, end):
+            parts += (at, low, of_hole), (low, high, self.watched_prot(run, prot))
+            at = high
+        parts.append((at, end, of_hole))
+        return [part for part in parts if part[0] < part[1] and part[2] != prot]
+
+    def unwritable(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Return the parts of [start, end) that are not to be written because the EPCM alone forbids it."""
+        return [
+            (at, to)
+            for at, to, run in self.page_array.parts(start, end)
+            if not run.hidden and run.vm_max_prot & PROT_WRITE & ~run.kind.allowed
+        ]
 
     def touchable(self, start: int, end: int, prot: int) -> list[tuple[int, int, int]]:
         """Return the parts of [start, end) of which a VMA of ``prot`` gives its owner anything, in order, with what.
 
-        Its pages are present; a TCS's contents are the processor's. Of one that is dead, or about to be, none.
+        Its pages are present, and not hidden. Of one that is dead, or about to be, none.
         """
         if self.dead:
             return []
         first, last = start // PAGE_SIZE, -(-end // PAGE_SIZE)
+        leaving = self.reclaiming | self.modifying
         return [
             (low * PAGE_SIZE, high * PAGE_SIZE, given)
             for run in self.page_array.overlapping(first, last)
-            if run.type != PT_TCS and (given := self.page_prot(run, prot))
-            for low, high in run.resident(first, last, self.reclaiming)
+            if not run.hidden and (given := self.page_prot(run, prot))
+            for low, high in run.resident(first, last, leaving)
         ]
 
     # -- paging -----------------------------------------------------------------------------
@@ -403,7 +355,7 @@ class Encl:
         while length > 0:
             take = min(length, PAGE_SIZE - address % PAGE_SIZE)
             if self.is_evicted(self.index(address)):
-                self._reclaimer.load(self, self.index(address))
+                self.reclaimer.load(self, self.index(address))
             parts.append(self.elrange.read(address, take))
             address += take
             length -= take
@@ -450,13 +402,13 @@ class Encl:
         if run is None:
             killed = ", for it was killed" if self.dead else ""
             return f"the enclave has no page at {address:#x}{killed}"
-        if vma_prot and not self.page_prot(run, vma_prot):
+        if vma_prot & PROT_RWX & ~run.vm_max_prot:
             return (
                 f"the mapping allows {vma_prot:#x}, the page at {address:#x} {run.vm_max_prot:#x}"
             )
         if run.evicted(page):
             try:
-                self._reclaimer.load(self, self.index(address))
+                self.reclaimer.load(self, self.index(address))
             except DriverError as error:
                 return error.reason
             if self.dead:
@@ -465,7 +417,23 @@ class Encl:
 
     def brought_in(self, address: int, end: int) -> None:
         """Hear that a page was brought in for its touch; what follows it up to ``end`` may come too."""
-        self._reclaimer.read_ahead.touched(self, address // PAGE_SIZE, end // PAGE_SIZE)
+        self.reclaimer.read_ahead.touched(self, address // PAGE_SIZE, end // PAGE_SIZE)
+
+    @property
+    def augments(self) -> bool:
+        """Whether the touch of a place without a page may add one."""
+        return self.augmented and not self.dead and "sgx2" in self.cpu.model.features
+
+    def epcm_changed(self, linear: int) -> None:
+        """Hear that a leaf of the enclave's has changed a page, which is resident (SGX2)."""
+        page = linear // PAGE_SIZE
+        run, epc_page = self.page_array.find(page), self.page_array.epc_page(page)
+        if run is None or epc_page is None:
+            raise ValueError(f"the enclave has no resident page at {linear:#x}")
+        word = self.cpu.epc.words[epc_page]
+        kind = run.kind._replace(allowed=permissions(word), pending=bool(word & SECINFO_PENDING))
+        if kind != run.kind:
+            self.page_array.change(page, 1, kind)
 
     def translate(self, linear: int) -> PageIndex | None:
         """Return the EPC page at a linear address, None if the enclave has none there."""
@@ -485,15 +453,15 @@ class Encl:
         lost = 0
         for run in self.page_array.runs():
             for first, count in neighbours(run.epc):
-                lost += self._free_epc_run(first, count)
+                lost += self.free_epc_run(first, count)
         self.page_array.clear()
-        self._reclaimer.ended(self, self.secs_page)
+        self.reclaimer.ended(self, self.secs_page)
         if self.secs_page is not None:
-            lost += not self._free_epc_page(self.secs_page)
+            lost += not self.free_epc_page(self.secs_page)
             self.secs_page = None
         self._secs_slot = -1
         for page in self.va_pages.clear():
-            lost += not self._free_epc_page(page)
+            lost += not self.free_epc_page(page)
         self.page_cnt = 0
         self.backing.close()
         return lost

@@ -14,12 +14,19 @@ from softsgx.driver.vma import PROT_READ, PROT_RWX, PROT_WRITE
 class EpcmEncl(Encl):
     """An enclave whose mappings the EPCM judges, page by page."""
 
+    # Of these drivers isgx could; here none does.
+    augmented = False
+
     @staticmethod
     def page_prot(run: PageRun, prot: int) -> int:
         """Return what a VMA of protection ``prot`` gives of a page: what SECINFO allows, too."""
         # Page tables have no write without read.
         reads = PROT_READ if prot & PROT_WRITE else 0
         return (prot & PROT_RWX | reads) & run.vm_max_prot
+
+    def watched_prot(self, run: PageRun, prot: int) -> int:
+        """Return the same: SECINFO's permissions are those of the mapping."""
+        return self.page_prot(run, prot)
 
     def load_page_in_vma(self, address: int, vma_prot: int) -> str | None:  # noqa: ARG002 - any VMA will do
         """Answer a fault as Encl does, but once the enclave is initialized only, and in any VMA."""

@@ -139,12 +139,12 @@ class LegacyEncl(EpcmEncl):
     @property
     def free_epc_pages(self) -> int:
         """How many EPC pages are free."""
-        return self._allocator.free_pages
+        return self.allocator.free_pages
 
     @property
     def may_have_room_later(self) -> bool:
         """Whether EPC pages that cannot give way now may do so without anybody's end."""
-        return self._reclaimer.transient(self)
+        return self.reclaimer.transient(self)
 
     @property
     def end_reason(self) -> str:

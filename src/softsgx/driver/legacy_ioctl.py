@@ -289,4 +289,4 @@ def _sgx2(request: int, data: bytes) -> int:
         flags = EnclaveModification.decode(data).flags
         if flags & ~SECINFO_RWX or (flags & SECINFO_W and not flags & SECINFO_R):
             raise DriverError(errno.EINVAL, f"permissions {flags:#x} cannot be had")
-    raise DriverError(errno.ENOSYS, f"{_SGX2[request]}: the processor has no SGX2")
+    raise DriverError(errno.ENOSYS, f"{_SGX2[request]}: SGX2 is not modelled with this driver")

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pages of one enclave by linear page number (kernel: struct sgx_encl_page in encl->page_array).
 
-Owns the columns: per run of neighbouring pages with one vm_max_prot and type, where each is: its EPC page,
-or if it was evicted its VA slot as -1 - number.  A run is one object however many pages it has, so adding,
-checking and releasing cost by the run.
+Owns the columns: per run of neighbouring pages of one kind, where each is: its EPC page, or if it was
+evicted its VA slot as -1 - number.  A run is one object however many pages it has, so adding, checking and
+releasing cost by the run.  What the EPCM allows of a page is remembered here too, for one that is out.
 """
 
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from softsgx.arch.secinfo import (
     PAGE_SIZE,
+    PT_REG,
     PT_TCS,
     SECINFO_PAGE_TYPE_SHIFT,
     SECINFO_R,
@@ -30,6 +32,11 @@ def vm_max_prot(secinfo_flags: int) -> int:
     """Return what a mapping of a page may allow at most (PROT_*): SECINFO's RWX; for a TCS RW."""
     if page_type(secinfo_flags) == PT_TCS:
         return PROT_READ | PROT_WRITE
+    return permissions(secinfo_flags)
+
+
+def permissions(secinfo_flags: int) -> int:
+    """Return SECINFO's RWX, or the EPCM's, as PROT_*."""
     return (
         (PROT_READ if secinfo_flags & SECINFO_R else 0)
         | (PROT_WRITE if secinfo_flags & SECINFO_W else 0)
@@ -37,17 +44,50 @@ def vm_max_prot(secinfo_flags: int) -> int:
     )
 
 
+class PageKind(NamedTuple):
+    """What the pages of a run have in common.
+
+    ``allowed`` is the EPCM's RWX as PROT_*, of a REG page; while it is ``pending`` nobody may touch it.
+    """
+
+    vm_max_prot: int
+    type: int
+    allowed: int
+    pending: bool = False
+
+
+def added_kind(secinfo_flags: int) -> PageKind:
+    """Return the kind of a page that EADD makes of a SECINFO."""
+    return PageKind(
+        vm_max_prot(secinfo_flags), page_type(secinfo_flags), permissions(secinfo_flags)
+    )
+
+
 class PageRun:
-    """Neighbouring linear pages [first, end) with one ``vm_max_prot`` and ``type``; ``epc[i]`` tells of first + i."""
+    """Neighbouring linear pages [first, end) of one ``kind``; ``epc[i]`` tells of first + i."""
 
-    __slots__ = ("end", "epc", "first", "type", "vm_max_prot")
+    __slots__ = ("end", "epc", "first", "kind")
 
-    def __init__(self, first: int, epc: "array[int]", vm_max_prot: int, page_type: int) -> None:
+    def __init__(self, first: int, epc: "array[int]", kind: PageKind) -> None:
         self.first = first
         self.end = first + len(epc)
         self.epc = epc
-        self.vm_max_prot = vm_max_prot
-        self.type = page_type
+        self.kind = kind
+
+    @property
+    def vm_max_prot(self) -> int:
+        """Tell what a mapping may allow at most."""
+        return self.kind.vm_max_prot
+
+    @property
+    def type(self) -> int:
+        """Tell the page type."""
+        return self.kind.type
+
+    @property
+    def hidden(self) -> bool:
+        """Whether nobody may touch the pages, so that they are holes though they are there."""
+        return self.kind.type != PT_REG or self.kind.pending
 
     def evicted(self, page: int) -> bool:
         """Tell whether a page of the run is out."""
@@ -117,23 +157,49 @@ class PageArray:
             return max(run.first - first, 0)
         return count
 
-    def insert(
-        self, first: int, epc_first: int, count: int, vm_max_prot: int, page_type: int
-    ) -> None:
+    def insert(self, first: int, epc_first: int, count: int, kind: PageKind) -> None:
         """Add ``count`` pages that sit in neighbouring EPC pages; none of them is present yet."""
         self._count += count
         index = bisect_left(self._firsts, first)
         epc = array("q", range(epc_first, epc_first + count))
-        if index:
-            before = self._runs[index - 1]
-            # Loaders that add page by page still get one run a segment.
-            alike = before.vm_max_prot == vm_max_prot and before.type == page_type
-            if before.end == first and alike:
-                before.epc.extend(epc)
-                before.end += count
-                return
         self._firsts.insert(index, first)
-        self._runs.insert(index, PageRun(first, epc, vm_max_prot, page_type))
+        self._runs.insert(index, PageRun(first, epc, kind))
+        # Loaders that add page by page still get one run a segment.
+        self._join(index, index + 1)
+
+    def change(self, first: int, count: int, kind: PageKind) -> None:
+        """Make pages, all of which are present, of another kind."""
+        low, high = self._cut(first), self._cut(first + count)
+        for run in self._runs[low:high]:
+            run.kind = kind
+        self._join(low, high)
+
+    def remove(self, first: int, count: int) -> None:
+        """Forget pages, all of which are present."""
+        low, high = self._cut(first), self._cut(first + count)
+        del self._firsts[low:high], self._runs[low:high]
+        self._count -= count
+
+    def _cut(self, page: int) -> int:
+        """See that no run goes on beyond a page; return the index of the first run from there on."""
+        index = bisect_left(self._firsts, page)
+        if index and self._runs[index - 1].end > page:
+            run = self._runs[index - 1]
+            rest = run.epc[page - run.first :]
+            del run.epc[page - run.first :]
+            run.end = page
+            self._firsts.insert(index, page)
+            self._runs.insert(index, PageRun(page, rest, run.kind))
+        return index
+
+    def _join(self, low: int, high: int) -> None:
+        """Make one run of neighbours of one kind, of those between two indices and beside them."""
+        for index in range(min(high, len(self._runs) - 1), max(low, 1) - 1, -1):
+            before, run = self._runs[index - 1 : index + 1]
+            if before.end == run.first and before.kind == run.kind:
+                before.epc.extend(run.epc)
+                before.end = run.end
+                del self._firsts[index], self._runs[index]
 
     def epc_page(self, page: int) -> int | None:
         """Return the EPC page of a linear page, None if it is not resident, or no page of the enclave's."""

@@ -25,6 +25,7 @@ from softsgx.errors import DriverError, Fault
 if TYPE_CHECKING:
     from softsgx.cpu.processor import Processor
     from softsgx.driver.encl import Encl
+    from softsgx.driver.encl_epc import EnclEpc
     from softsgx.driver.epc_allocator import EpcAllocator
     from softsgx.driver.policy import Policy
 
@@ -98,7 +99,7 @@ class Reclaimer:
 
     # -- room -------------------------------------------------------------------------------------
 
-    def make_room(self, wanted: int, requester: "Encl", *, kill: bool = True) -> bool:
+    def make_room(self, wanted: int, requester: "EnclEpc", *, kill: bool = True) -> bool:
         """Reclaim until so many pages are free; False if nothing more gives way.
 
         Swappable pages go first.  Then, with ``kill``, an enclave that cannot be swapped is killed, the
@@ -120,7 +121,7 @@ class Reclaimer:
             self.woken = True
         return True
 
-    def transient(self, requester: "Encl") -> bool:
+    def transient(self, requester: "EnclEpc") -> bool:
         """Tell whether something may give way soon.
 
         Another ioctl or batch holds it, an address space has not let it go, or its store has not answered.

@@ -139,6 +139,13 @@ class EnclMm(Protocol):
         """
         ...
 
+    def narrow(self, encl: "Encl", spans: list[tuple[int, int]]) -> bool:
+        """Take away what the pages in the address ranges do not allow any more; False if that cannot be done now.
+
+        Of pages that are ``modifying`` that is everything. May suspend the caller.
+        """
+        ...
+
     def zap(self, encl: "Encl") -> bool:
         """Take all pages of a killed enclave out of reach, before they are holes (kernel: zap_vma_ptes).
 

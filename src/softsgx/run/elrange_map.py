@@ -46,6 +46,7 @@ _UFFD_API = 0xAA
 _FEATURES = 1 << 8 | 1 << 11 | 1 << 12
 _MODE_MISSING = 1
 _MODE_WP = 2
+_COPY_MODE_WP = 2
 _PROTECT = 1
 _WRITEPROTECT = struct.Struct("<QQQ")
 _COPY = struct.Struct("<QQQQq")
@@ -162,6 +163,7 @@ class EnclaveMap:
         with contextlib.suppress(OSError):
             fcntl.ioctl(self._uffd, _UFFDIO_REGISTER, argument)
             vma.watched = True
+            self._protect_unwritable(vma, vma.start, vma.end)
 
     def close(self) -> None:
         """Forget everything: the address space is gone."""
@@ -280,6 +282,23 @@ class EnclaveMap:
                     everywhere = False
         return everywhere
 
+    def narrow(self, encl: "Encl", spans: list[tuple[int, int]]) -> bool:
+        """Take away what an enclave's pages do not allow any more, as driver's EnclMm port wants it."""
+        due = False
+        for start, end in spans:
+            for vma in self._vmas[self._span(start, end)]:
+                if vma.file.encl is encl and vma.watched:
+                    self._protect_unwritable(vma, max(vma.start, start), min(vma.end, end))
+            due |= self.unsettled(start, end) is not None
+        if not due:
+            return True
+        return self._revoker is not None and self._revoker.revoke(self, encl, spans, blocking=False)
+
+    def _protect_unwritable(self, vma: EnclaveVma, start: int, end: int) -> None:
+        # Whatever the mapping allows now: it may allow writing later.
+        for low, high in vma.file.encl.unwritable(start, end):
+            self._write_protect(low, high, _PROTECT)
+
     def zap(self, encl: "Encl") -> bool:
         """Take a killed enclave's pages out of reach, as driver's EnclMm port wants it.
 
@@ -318,10 +337,12 @@ class EnclaveMap:
         """
         self.generation += 1
         length = len(data)
-        if self._uffd < 0 or length > len(_pages):
+        vma = self.find(address)
+        if self._uffd < 0 or length > len(_pages) or vma is None:
             return 0
+        mode = _COPY_MODE_WP if vma.file.encl.unwritable(address, address + length) else 0
         _pages[:length] = data
-        argument = bytearray(_COPY.pack(address, _pages_at, length, 0, 0))
+        argument = bytearray(_COPY.pack(address, _pages_at, length, mode, 0))
         try:
             fcntl.ioctl(self._uffd, _UFFDIO_COPY, argument, True)
         except OSError:

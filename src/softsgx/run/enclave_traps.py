@@ -9,9 +9,8 @@ import struct
 from softsgx.arch.attributes import TCS_DBGOPTIN
 from softsgx.arch.exceptions import (
     PFEC_I,
-    PFEC_P,
-    PFEC_SGX,
     PFEC_U,
+    PFEC_W,
     VECTOR_AC,
     VECTOR_BP,
     VECTOR_DB,
@@ -51,9 +50,9 @@ if TYPE_CHECKING:
     from softsgx.run.observe import Observer
     from softsgx.run.records import RecordTable
 
+_CHANGES = range(5, 8)  # EACCEPT, EMODPE, EACCEPTCOPY
 _SYSCALL_LENGTH = 2  # INT 80H has as many bytes
 _ILL_ILLOPN = 2
-_SEGV_MAPERR = 1
 _BUS_ADRALN = 1
 _FPE_INTDIV = 1
 _DEBUG_TRAPS = (2, 4)  # TRAP_TRACE, TRAP_HWBKPT
@@ -237,13 +236,14 @@ class EnclaveTraps:
             lp = tracee.lp = self._logical_processor(tracee)
         leaf = regs.rax & 0xFFFFFFFF
         was_inside = lp.inside
-        tcs = regs.rbx
+        tcs, target = regs.rbx, regs.rcx
         try:
             if was_inside and not _in_elrange(lp, regs.rip):
                 raise Fault.gp(f"the enclave went on at {regs.rip:#x} without EEXIT")
             enclu(self._cpu, lp, regs)
         except Fault as fault:
-            if fault.address is not None and page_faults.brought_in(tracee, fault.address):
+            access = n.PROT_WRITE if fault.error_code & PFEC_W else n.PROT_READ
+            if fault.address is not None and page_faults.brought_in(tracee, fault.address, access):
                 # A page fault to the processor, and nothing to the program: the leaf is executed again.
                 self._again(tracee, signal, was_inside)
                 return
@@ -255,6 +255,8 @@ class EnclaveTraps:
                 self._fault_outside(tracee, fault, tracee.regs.rip)
             return
         self._observer.leaf(tracee, leaf, tcs, None)
+        if leaf in _CHANGES:
+            page_faults.accepted(tracee, target)
         tracee.trapped = True
         if lp.inside:
             if not was_inside:
@@ -310,24 +312,23 @@ class EnclaveTraps:
             self._fix_up(tracee, fault.vector, fault.error_code, fault.address or 0, True)
             resume(tracee)
         else:
-            deliver(tracee, *self._as_signal(fault, aep))
+            deliver(tracee, *self._as_signal(tracee, fault, aep))
 
     def _fault_outside(self, tracee: Tracee, fault: Fault, rip: int) -> None:
         if rip == tracee.mm.aep:
             self._fix_up(tracee, fault.vector, fault.error_code, fault.address or 0, False)
             resume(tracee)
         else:
-            deliver(tracee, *self._as_signal(fault, rip))
+            deliver(tracee, *self._as_signal(tracee, fault, rip))
 
     @staticmethod
-    def _as_signal(fault: Fault, rip: int) -> tuple[int, bytes]:
+    def _as_signal(tracee: Tracee, fault: Fault, rip: int) -> tuple[int, bytes]:
         # arch/x86/kernel/traps.c, mm/fault.c: what a fault is told as.
         match fault.vector:
             case 14:
-                present = fault.error_code & (PFEC_P | PFEC_SGX)
-                code = page_faults.SEGV_ACCERR if present else _SEGV_MAPERR
                 address = (fault.address or 0) & _PAGE_MASK
-                return n.SIGSEGV, siginfo(n.SIGSEGV, code, address)
+                signal, code = page_faults.of_leaf(tracee, fault.error_code, address)
+                return signal, siginfo(signal, code, address)
             case 6:
                 return n.SIGILL, siginfo(n.SIGILL, _ILL_ILLOPN, rip)
             case _:

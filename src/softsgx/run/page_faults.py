@@ -8,7 +8,6 @@ Sources: SDM volume 3, 36.3 and 38.5; arch/x86/mm/fault.c; arch/x86/kernel/cpu/s
 """
 
 from softsgx.arch.exceptions import PFEC_I, PFEC_P, PFEC_SGX, PFEC_U, PFEC_W
-from softsgx.arch.secinfo import PT_TCS
 from softsgx.driver.reclaim import AGAIN
 from softsgx.run import numbers as n
 from softsgx.run.delivery import BUS_ADRERR
@@ -21,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from softsgx.run.elrange_map import EnclaveMap, EnclaveVma
 
+_SEGV_MAPERR = 1
 SEGV_ACCERR = 2
 _FLAG_WP = 1 << 1  # UFFD_PAGEFAULT_FLAG_WP
 _TOLD = {n.PROT_WRITE: PFEC_W, n.PROT_EXEC: PFEC_I}
@@ -31,12 +31,13 @@ _PRESENT = 1 << 63 - 56
 _UFFD_WP = 1 << 57 - 56
 
 
-def brought_in(tracee: Tracee, address: int) -> bool:
-    """Bring in a page that was evicted; tell whether the access is to be made again.
+def brought_in(tracee: Tracee, address: int, access: int = 0) -> bool:
+    """Bring in a page that was evicted, or add one; tell whether the access is to be made again.
 
-    It is also made again where no EPC page is free now, or the store has not answered
-    (VM_FAULT_NOPAGE): the others go on meanwhile. False for any page that
-    is not evicted, or that the store or its MAC keeps: that is for the program to hear.
+    A page is added (SGX2) for an access that the mapping allows, one of PROT_*, where the enclave has
+    none. The access is also made again where no EPC page is free now, or the store has not answered
+    (VM_FAULT_NOPAGE): the others go on meanwhile. False for any page that is there, or that the store
+    or its MAC keeps: that is for the program to hear.
     """
     enclaves = tracee.mm.enclaves
     vma = enclaves.find(address) if enclaves is not None else None
@@ -45,6 +46,8 @@ def brought_in(tracee: Tracee, address: int) -> bool:
     encl = vma.file.encl
     page = address & -n.PAGE_SIZE
     encl.touched(page)
+    if encl.augments and encl.page_array.find(page // n.PAGE_SIZE) is None:
+        return _allows(vma.prot, access) and _augmented(tracee, vma, page)
     if not encl.created or not encl.is_evicted(encl.index(page)):
         return False
     try:
@@ -71,6 +74,8 @@ def answered(enclaves: "EnclaveMap", address: int, flags: int) -> bool:
     if not _there(vma, page):
         return False
     if flags & _FLAG_WP:
+        if vma.file.encl.unwritable(page, page + n.PAGE_SIZE):
+            return False
         enclaves.unblock(page)
     else:
         # Somebody has brought it in meanwhile, to another address space perhaps.
@@ -98,15 +103,33 @@ def _there(vma: "EnclaveVma", page: int) -> bool:
     run = encl.page_array.find(page // n.PAGE_SIZE)
     return (
         run is not None
-        and run.type != PT_TCS
+        and not run.hidden
         and bool(encl.page_prot(run, vma.prot))
         and encl.translate(page) is not None
     )
 
 
+def _augmented(tracee: Tracee, vma: "EnclaveVma", page: int) -> bool:
+    # Loaded with the first such page.
+    from softsgx.driver.sgx2 import sgx_encl_eaug_page  # noqa: PLC0415
+
+    encl = vma.file.encl
+    try:
+        refusal = sgx_encl_eaug_page(encl, page)
+    except AGAIN:
+        pause(tracee)
+        return True
+    # A mapping may give more than such a page: nobody may execute what the enclave has not extended.
+    for mm in list(encl.mm_list) if refusal is None else []:
+        while not mm.narrow(encl, [(vma.start, vma.end)]):
+            pause(tracee)
+    return refusal is None
+
+
 def missing(tracee: Tracee, address: int) -> bool:
-    """Tell whether a fault at a hole is nobody's: the page was evicted, or was on its way out, and is there again."""
-    if brought_in(tracee, address):
+    """Tell whether a fault at a hole is nobody's: the page was evicted, on its way out, or never added, and is there now."""
+    # What faults so is allowed by the mapping.
+    if brought_in(tracee, address, n.PROT_READ):
         return True
     enclaves = tracee.mm.enclaves
     vma = enclaves.find(address) if enclaves is not None else None
@@ -118,8 +141,11 @@ def missing(tracee: Tracee, address: int) -> bool:
     entry = tracee.mm.pagemap(page // n.PAGE_SIZE * 8, 8)
     state = entry[7] if len(entry) == 8 else _UFFD_WP
     if state & _UFFD_WP:
-        enclaves.unblock(page)
-        return True
+        if not vma.file.encl.unwritable(page, page + n.PAGE_SIZE):
+            enclaves.unblock(page)
+            return True
+        if _access(tracee, address) == n.PROT_WRITE:
+            return False
     # Another thread has had it brought in since this one has faulted. Where it is present and stays so,
     # the fault is of another kind.
     now = tracee.regs.rip, address, enclaves.generation
@@ -138,7 +164,9 @@ def passed_over(tracee: Tracee, code: int, address: int) -> bool:
     if enclaves is None or vma is None or code != SEGV_ACCERR:
         return False
     page = address & -n.PAGE_SIZE
-    again = brought_in(tracee, address)
+    encl = vma.file.encl
+    absent = encl.augments and encl.page_array.find(page // n.PAGE_SIZE) is None
+    again = brought_in(tracee, address, _access(tracee, address) if absent else 0)
     run = enclaves.unsettled(page, page + n.PAGE_SIZE)
     if run is not None and run[2]:
         with tracee.injecting() as injector:
@@ -161,6 +189,25 @@ def out_of_reach(tracee: Tracee, code: int, address: int) -> bool:
     if vma is None or code != SEGV_ACCERR:
         return False
     return _allows(vma.prot, _access(tracee, address))
+
+
+def accepted(tracee: Tracee, address: int) -> None:
+    """Hear that a leaf of the enclave's (SGX2) has changed a page."""
+    vma = tracee.mm.enclaves.find(address) if tracee.mm.enclaves else None
+    if vma is not None:
+        vma.file.encl.epcm_changed(address)
+
+
+def of_leaf(tracee: Tracee, error_code: int, address: int) -> tuple[int, int]:
+    """Give signal and si_code of a #PF that a leaf has raised (arch/x86/mm/fault.c)."""
+    vma = tracee.mm.enclaves.find(address) if tracee.mm.enclaves else None
+    if error_code & (PFEC_P | PFEC_SGX):
+        return n.SIGSEGV, SEGV_ACCERR
+    if vma is None:
+        return n.SIGSEGV, _SEGV_MAPERR
+    # What the mapping allows the driver could not map.
+    allowed = _allows(vma.prot, n.PROT_WRITE if error_code & PFEC_W else n.PROT_READ)
+    return (n.SIGBUS, BUS_ADRERR) if allowed else (n.SIGSEGV, SEGV_ACCERR)
 
 
 def inside(tracee: Tracee, signal: int, code: int, address: int) -> tuple[int, int, int]:

@@ -11,6 +11,8 @@ from time import monotonic
 from greenlet import getcurrent
 
 from softsgx.run import ptrace
+from softsgx.run.elrange_map import too_many_runs
+from softsgx.run.mm import Refused
 from softsgx.run.ptrace import TraceeGone
 from softsgx.run.tracee import NO_SYSCALL, Injector, Tracee
 
@@ -31,22 +33,28 @@ _RESTART_BLOCK = 516
 class Revocation:
     """What one thread of an address space is to do; ``done`` when one has, or nobody is left to."""
 
-    __slots__ = ("_encl", "_enclaves", "_spans", "done", "refused")
+    __slots__ = ("_blocking", "_encl", "_enclaves", "_spans", "done", "refused")
 
-    def __init__(self, enclaves: "EnclaveMap", encl: "Encl", spans: list[tuple[int, int]]) -> None:
+    def __init__(
+        self, enclaves: "EnclaveMap", encl: "Encl", spans: list[tuple[int, int]], *, blocking: bool
+    ) -> None:
+        self._blocking = blocking
         self._enclaves = enclaves
         self._encl = encl
         self._spans = spans
         self.done = False
         self.refused = False
 
-    def carry_out(self, injector: Injector) -> None:
-        """Put in force what is due."""
+    def carry_out(self, tracee: Tracee, injector: Injector) -> None:
+        """Put in force what is due; Refused where that cannot be, and nobody would wait for another time."""
         for start, end in self._spans:
             if self._enclaves.settle(injector, start, end):
+                if not self._blocking:
+                    raise Refused(too_many_runs(tracee))
                 self.refused = True
-        # A forked child's mappings are watched by now.
-        self._enclaves.block_watched(self._encl, self._spans)
+        if self._blocking:
+            # A forked child's mappings are watched by now.
+            self._enclaves.block_watched(self._encl, self._spans)
         self.done = True
 
 
@@ -60,7 +68,7 @@ class Zap:
         self._encl = encl
         self.done = False
 
-    def carry_out(self, injector: Injector) -> None:
+    def carry_out(self, _tracee: Tracee, injector: Injector) -> None:
         """Put in force what is due, which is nothing at all."""
         for start, end in self._enclaves.reaching(self._encl):
             if self._enclaves.settle(injector, start, end):
@@ -76,17 +84,27 @@ class Revoker:
     def __init__(self, tracees: "dict[int, Tracee]") -> None:
         self._tracees = tracees
 
-    def revoke(self, enclaves: "EnclaveMap", encl: "Encl", spans: list[tuple[int, int]]) -> bool:
-        """Take what is due out of reach; False if that cannot be done now. Suspends the caller."""
+    def revoke(
+        self,
+        enclaves: "EnclaveMap",
+        encl: "Encl",
+        spans: list[tuple[int, int]],
+        *,
+        blocking: bool = True,
+    ) -> bool:
+        """Take what is due out of reach; False if that cannot be done now. Suspends the caller.
+
+        With ``blocking`` the pages are on their way out, and none is to be written either.
+        """
         current = getcurrent()
         caller = next((t for t in self._tracees.values() if t.greenlet is current), None)
-        revocation = Revocation(enclaves, encl, spans)
+        revocation = Revocation(enclaves, encl, spans, blocking=blocking)
         if caller is None:
             # The supervisor itself, which never waits for a program.
             return False
         if caller.mm.enclaves is enclaves:
             with caller.injecting() as injector:
-                revocation.carry_out(injector)
+                revocation.carry_out(caller, injector)
             caller.borrowed = True
             return not revocation.refused
         self._ask(enclaves, revocation)
@@ -128,7 +146,7 @@ def _do(tracee: Tracee) -> None:
     with tracee.injecting() as injector:
         for revocation in revocations:
             if not revocation.done:
-                revocation.carry_out(injector)
+                revocation.carry_out(tracee, injector)
 
 
 def carry_out(tracee: Tracee) -> None:

@@ -462,7 +462,7 @@ class Supervisor:
                 if tracee.must_watch:
                     self._sgx.device.watch_child(tracee, injector)
                 for revocation in tracee.revocations:
-                    revocation.carry_out(injector)
+                    revocation.carry_out(tracee, injector)
             tracee.must_open = tracee.must_watch = False
             tracee.revocations.clear()
             tracee.finish_call(0)

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages that come, change and go while an enclave runs: what programs see, with userfaultfd and without."""
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.run.conftest import Harness
+
+# The enclave begins so far into its ELRANGE: before it there is nothing.
+HOLE = 4 << 20
+USERFAULTFD = 323
+
+
+@pytest.fixture(params=["userfaultfd", "without userfaultfd"])
+def before(request: pytest.FixtureRequest, softsgx: "Harness") -> list[str]:
+    """Give the words before a command that make its holes fault the one way or the other."""
+    return [] if request.param == "userfaultfd" else softsgx.refusing("1", [USERFAULTFD])
+
+
+def check(
+    softsgx: "Harness", before: list[str], name: str, *words: str, epc: str, uid: int | None = None
+) -> str:
+    program = softsgx.program(name)
+    command = softsgx.command(program, *softsgx.enclave(base=HOLE), *words, options=("--epc", epc))
+    ended = softsgx.complete([*before, *command], uid=uid)
+    assert "not ok" not in ended.out, ended.out + ended.err
+    assert ended.out.endswith("finished\n"), ended
+    assert ended.status == 0, ended
+    return ended.err
+
+
+def test_each_touch_gives_what_mapping_and_epcm_say(softsgx: "Harness", before: list[str]) -> None:
+    assert check(softsgx, before, "sgx2", epc="4M") == ""
