@@ -194,8 +194,10 @@ class EnclaveTraps:
     def bring_in_code(tracee: Tracee) -> None:
         """Bring in the page of the instruction that a thread inside stands at, which is to be read."""
         rip = tracee.regs.rip
-        for address in {rip & _PAGE_MASK, (rip + LONGEST - 1) & _PAGE_MASK}:
-            page_faults.brought_in(tracee, address)
+        pages = {rip & _PAGE_MASK, (rip + LONGEST - 1) & _PAGE_MASK}
+        # Who waits for one may find it, or the other, gone again: both are there when nobody has waited.
+        while any(page_faults.brought_in(tracee, address) for address in pages):
+            pass
 
     def on_system_call(self, tracee: Tracee) -> None:
         """Handle a system call made inside: SYSCALL and INT 80H are #UD there (SDM 38.6.1).
