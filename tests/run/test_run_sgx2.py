@@ -33,3 +33,10 @@ def check(
 
 def test_each_touch_gives_what_mapping_and_epcm_say(softsgx: "Harness", before: list[str]) -> None:
     assert check(softsgx, before, "sgx2", epc="4M") == ""
+
+
+def test_pages_come_and_go_with_an_epc_that_is_too_small(
+    softsgx: "Harness", before: list[str]
+) -> None:
+    # Four times 96 pages, with the enclave's own 70, in 256.
+    check(softsgx, before, "sgx2_pressure", "1", "96", epc="1M")
