@@ -20,11 +20,11 @@ def before(request: pytest.FixtureRequest, softsgx: "Harness") -> list[str]:
 
 
 def check(
-    softsgx: "Harness", before: list[str], name: str, *words: str, epc: str, uid: int | None = None
+    softsgx: "Harness", before: list[str], name: str, *words: str, options: tuple[str, ...]
 ) -> str:
     program = softsgx.program(name)
-    command = softsgx.command(program, *softsgx.enclave(base=HOLE), *words, options=("--epc", epc))
-    ended = softsgx.complete([*before, *command], uid=uid)
+    command = softsgx.command(program, *softsgx.enclave(base=HOLE), *words, options=options)
+    ended = softsgx.complete([*before, *command])
     assert "not ok" not in ended.out, ended.out + ended.err
     assert ended.out.endswith("finished\n"), ended
     assert ended.status == 0, ended
@@ -32,11 +32,15 @@ def check(
 
 
 def test_each_touch_gives_what_mapping_and_epcm_say(softsgx: "Harness", before: list[str]) -> None:
-    assert check(softsgx, before, "sgx2", epc="4M") == ""
+    assert check(softsgx, before, "sgx2", options=("--epc", "4M")) == ""
+
+
+def test_so_it_is_where_the_host_is_kept_out(softsgx: "Harness", before: list[str]) -> None:
+    check(softsgx, before, "sgx2", "strict", options=("--epc", "4M", "--isolation", "strict"))
 
 
 def test_pages_come_and_go_with_an_epc_that_is_too_small(
     softsgx: "Harness", before: list[str]
 ) -> None:
     # Four times 96 pages, with the enclave's own 70, in 256.
-    check(softsgx, before, "sgx2_pressure", "1", "96", epc="1M")
+    check(softsgx, before, "sgx2_pressure", "1", "96", options=("--epc", "1M"))
