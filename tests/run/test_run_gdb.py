@@ -155,7 +155,7 @@ def test_what_cannot_be_done_is_an_error(softsgx: Any) -> None:
     with waiting(softsgx, *arguments(softsgx, "debug")) as (process, client, _):
         for packet in (b"m10,8", b"M10,1:00", b"X10,1:a", b"Z0,10,1"):
             assert client.ask(packet) == b"E%02x" % errno.EFAULT, packet
-        for packet in (b"Z1,10,1", b"vFile:open:2f,0,0", b"vMustReplyEmpty", b"R00"):
+        for packet in (b"Z3,10,8", b"vFile:open:2f,0,0", b"vMustReplyEmpty", b"R00"):
             assert client.ask(packet) == b"", packet
         assert client.ask(b"Hg7fffffff") == b"E03"
         assert client.ask(b"T7fffffff") == b"E03"
@@ -326,6 +326,85 @@ def test_a_thread_interrupted_inside_shows_the_enclave_or_its_exit(softsgx: Any)
             client.ok(b"M%x,1:01" % stop)
             assert client.resume().kind == "W"
             assert softsgx.end_of(process).status == 0
+
+
+# -- the debug registers ------------------------------------------------------------------------------
+
+
+def test_hardware_breakpoints_and_watchpoints_in_the_host_and_inside(softsgx: Any) -> None:
+    with waiting(softsgx, *arguments(softsgx, "debug")) as (process, client, _):
+        found = to_built(softsgx, client)
+        client.ok(b"Z1,%x,1" % found["enclave_main"])
+        client.ok(b"Z2,%x,8" % found["kept"])
+        # The text is as it was.
+        with Path(f"/proc/{client.pid}/mem").open("rb") as memory:
+            memory.seek(found["twice"])
+            assert memory.read(1) != INT3
+        stopped = client.resume()
+        assert stopped.told["hwbreak"] == ""
+        assert client.rip == found["enclave_main"]
+        client.ok(b"z1,%x,1" % found["enclave_main"])
+        stopped = client.resume()
+        assert int(stopped.told["watch"], 16) == found["kept"]
+        assert client.word(found["kept"]) == 7
+        assert found["base"] <= client.rip < found["base"] + 0x80000
+        client.ok(b"z2,%x,8" % found["kept"])
+        client.ok(b"Z4,%x,8" % found["turns"])
+        stopped = client.resume()
+        assert int(stopped.told["awatch"], 16) == found["turns"]
+        assert found["twice"] <= client.rip < found["twice"] + 40
+        # There are four, of lengths and places that the processor has.
+        for at in range(3):
+            client.ok(b"Z2,%x,1" % (found["turns"] + at))
+        assert client.ask(b"Z2,%x,1" % (found["turns"] + 3)) == b"E%02x" % errno.ENOSPC
+        assert client.ask(b"Z2,%x,3" % found["turns"]) == b"E16"
+        assert client.ask(b"Z2,%x,4" % (found["turns"] + 1)) == b"E16"
+        client.ok(b"D")
+        assert "got 7\n" in ended(process, softsgx)
+
+
+def test_new_threads_are_watched_and_production_enclaves_are_not(softsgx: Any) -> None:
+    with waiting(softsgx, *arguments(softsgx, "debug", "threads")) as (process, client, _):
+        found = to_built(softsgx, client)
+        main = client.pid
+        client.ok(b"Z1,%x,1" % found["twice"])
+        stopped = client.resume()
+        assert "hwbreak" in stopped.told
+        assert int(stopped.told["thread"], 16) != main
+        client.ok(b"z1,%x,1" % found["twice"])
+        client.ok(b"M%x,1:01" % found["finish_now"])
+        assert client.resume().kind == "W"
+        ended(process, softsgx)
+    with waiting(softsgx, *arguments(softsgx, "production")) as (process, client, _):
+        found = to_built(softsgx, client)
+        refused = b"E%02x" % errno.EFAULT
+        assert client.ask(b"Z1,%x,1" % found["enclave_main"]) == refused
+        assert client.ask(b"Z2,%x,8" % found["kept"]) == refused
+        assert client.resume().kind == "W"
+        assert "got 7\n" in ended(process, softsgx)
+
+
+def test_a_debugger_that_is_killed_leaves_no_trap_behind(softsgx: Any) -> None:
+    # Its breakpoints are executed all the time by threads that run when it goes.
+    with waiting(softsgx, *arguments(softsgx, "debug", "threads")) as (process, first, said):
+        port = int(re.findall(r":(\d+)'", said)[0])
+        found = to_built(softsgx, first)
+        client = first
+        for packet in (b"Z0,%x,1", b"Z1,%x,1"):
+            for _ in range(8):
+                client.ok(packet % found["twice"])
+                client.resume()
+                client.ok(packet.replace(b"Z", b"z") % found["twice"])
+                client.step()
+                client.ok(packet % found["twice"])
+                client.send(b"vCont;c")
+                client.close()
+                client = Client(port)
+                assert client.ask(b"?")[:1] == b"T"
+        client.ok(b"M%x,1:01" % found["finish_now"])
+        client.ok(b"D")
+        client.close()
+        ended(process, softsgx)
 
 
 # -- threads, signals, exec, the connection ---------------------------------------------------------

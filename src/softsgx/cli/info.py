@@ -34,7 +34,7 @@ NOT_MODELLED = (
         "provisioning and quoting",
         "no PCE, no QE, no certificate of Intel: nothing attests remotely",
     ),
-    ("isolation", "host code and its user can read and write enclave memory, the TCS excepted"),
+    ("isolation", "host code can touch enclave memory, unless by run --isolation strict"),
     ("the abort page", "who reads enclave memory sees it, and SIGBUS or EFAULT where no page is"),
     ("encrypted memory", "enclave memory is ordinary memory of the program"),
     ("CPUID outside of functions of program files", "generated code sees the host's CPUID"),

@@ -63,8 +63,8 @@ class InsideCpuid:
                 except AGAIN:
                     pause(tracee)
         if tracee.watched is not secs and (sites or tracee.watched is not None):
-            ptrace.watch_execution(tracee.tid, sites)
-            tracee.watched = secs
+            tracee.watched, tracee.cpuid_watched = secs, sites
+            tracee.watch()
         if tracee.regs.rip in sites:
             # ERESUME at the instruction itself: RF would let it pass, and #UD does not know RF.
             tracee.regs.rflags &= ~RFLAGS_RF

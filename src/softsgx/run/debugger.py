@@ -6,13 +6,15 @@ own greenlet, at whatever stop it came to, so that the rest of the run goes on. 
 the supervisor's one thread, and nothing here knows who debugs.
 """
 
+import errno
 from weakref import WeakKeyDictionary
 
 from softsgx.arch.attributes import ATTRIBUTE_DEBUG
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
-from softsgx.run.delivery import SI_KERNEL, SIG_IGN, bit, unforce
-from softsgx.run.gdb_memory import DebuggedMemory
+from softsgx.run.delivery import SI_KERNEL, SIG_IGN, TRAP_HWBKPT, bit, unforce
+from softsgx.run.gdb_memory import DebuggedMemory, opt_in
+from softsgx.run.gp_instructions import CPUID
 from softsgx.run.ptrace import TraceeGone
 from softsgx.run.tracee import Tracee, handler_of
 
@@ -33,15 +35,18 @@ if TYPE_CHECKING:
 
 
 _STEP_CODES = (1, 2)  # TRAP_BRKPT after a system call, TRAP_TRACE
-BREAKPOINT, STEPPED, SIGNALLED, EXECUTED, NOBODY = range(5)
+BREAKPOINT, STEPPED, SIGNALLED, EXECUTED, NOBODY, HARDWARE = range(6)
 
 
 class Stop:
-    """Why the program has stopped: at which thread (0 for any), by which signal."""
+    """Why the program has stopped: at which thread (0 for any), by which signal, at which place of HARDWARE."""
 
-    __slots__ = ("kind", "signal", "tid")
+    __slots__ = ("kind", "place", "signal", "tid")
 
-    def __init__(self, kind: int, tid: int = 0, signal: int = n.SIGTRAP) -> None:
+    def __init__(
+        self, kind: int, tid: int = 0, signal: int = n.SIGTRAP, place: tuple[int, int] = (0, 0)
+    ) -> None:
+        self.place = place
         self.kind = kind
         self.tid = tid
         self.signal = signal
@@ -63,13 +68,23 @@ class Action:
 class Standing:
     """What the debugger keeps of one thread."""
 
-    __slots__ = ("action", "lifted", "signal", "stands", "step_from", "stop", "unreported")
+    __slots__ = (
+        "action",
+        "lifted",
+        "owes_step",
+        "signal",
+        "stands",
+        "step_from",
+        "stop",
+        "unreported",
+    )
 
     def __init__(self) -> None:
         self.stands = False
         self.stop: Stop | None = None  # not told yet
         self.signal = 0  # it stands where this signal would be delivered
         self.lifted = 0  # where it passes over a breakpoint that is another process's
+        self.owes_step = False  # the SIGTRAP of a step may be on its way
         self.unreported = 0  # a signal that the debugger has sent
         self.action = Action()
         self.step_from = 0
@@ -104,6 +119,8 @@ class Debugger:
         self._next: Stop | None = None
         self.passed: frozenset[int] = frozenset()  # signals that are not worth a stop
         self.stops_at_exec = False
+        # Of the debug registers, what is asked for in all threads.
+        self._hardware: tuple[tuple[int, int], ...] = ()
         # Threads that are made while it runs run as well.
         self._all_run = False
 
@@ -130,17 +147,22 @@ class Debugger:
     def stand(self, tracee: Tracee, stop: Stop | None = None, signal: int = 0) -> int:
         """Keep a thread at its stop until it may go on; give the signal that it is to have then."""
         tracee.load_regs()
-        tracee.stepping = False
         it = self.of(tracee)
+        it.owes_step = tracee.stepping and (stop is None or stop.kind != STEPPED)
+        tracee.stepping = False
         tracee.halted = False
         it.stands = True
         it.signal = signal
+        self._take_over(tracee)
         it.stop = stop
         if stop is not None and self.running and self._next is None:
             it.stop = None
             self._next = stop
             self._halt()
-        elif stop is not None and stop.kind == BREAKPOINT:
+        elif stop is not None and (
+            stop.kind == BREAKPOINT
+            or (stop.kind == HARDWARE and stop.place[1] == ptrace.ON_EXECUTION)
+        ):
             # It stands before the instruction, and comes to the breakpoint again if that is still there.
             it.stop = None
         self._tell_when_all_stand()
@@ -214,13 +236,16 @@ class Debugger:
         if process is None:
             return
         self.memory.remove_all(process.mm)
-        process.debugger = None
+        self._set_hardware(())
+        # Threads that run come across what is left of it.
+        process.debugger, process.beside = None, self
         self.running = False
         self._next = None
         for tracee in self.threads():
             it = self.of(tracee)
             tracee.halted = False
             it.stop = None
+            it.owes_step = it.owes_step or tracee.stepping
             tracee.stepping = False
             if it.stands:
                 it.action = Action(it.signal)
@@ -230,7 +255,47 @@ class Debugger:
     def take(self) -> None:
         """Begin to debug the process again; it is to be stopped then."""
         if self.process is not None:
-            self.process.debugger = self
+            self.process.debugger, self.process.beside = self, None
+
+    # -- the debug registers ------------------------------------------------------------------
+
+    def watch(self, address: int, kind: int) -> None:
+        """Stop threads at a place, by a debug register; OSError where there is none to be had."""
+        place = address, kind
+        if place in self._hardware:
+            return
+        process = self.process
+        enclaves = process.mm.enclaves if process is not None else None
+        vma = enclaves.find(address) if enclaves is not None else None
+        if vma is not None:
+            opt_in(vma.file.encl)
+        if len(self._hardware) == ptrace.WATCHABLE:
+            raise OSError(errno.ENOSPC, "all debug registers are in use")
+        self._set_hardware((*self._hardware, place))
+
+    def unwatch(self, address: int, kind: int) -> None:
+        """Stop there no more."""
+        self._set_hardware(tuple(p for p in self._hardware if p != (address, kind)))
+
+    def _set_hardware(self, places: tuple[tuple[int, int], ...]) -> None:
+        if places == self._hardware:
+            return
+        self._hardware = places
+        for tracee in self.threads():
+            # One that runs takes them over where it stands next.
+            if self.of(tracee).stands:
+                self._take_over(tracee)
+
+    def _take_over(self, tracee: Tracee) -> None:
+        if tracee.hardware != self._hardware:
+            tracee.hardware = self._hardware
+            tracee.watch()
+
+    def _hit(self, tracee: Tracee) -> tuple[int, int] | None:
+        """Give the place that is asked for at which the debug registers have stopped a thread."""
+        status = ptrace.take_debug_status(tracee.tid)
+        hits = [place for at, place in enumerate(tracee.hardware) if status >> at & 1]
+        return next((place for place in hits if place in self._hardware), None)
 
     # -- what the supervisor tells ------------------------------------------------------------
 
@@ -242,6 +307,7 @@ class Debugger:
             self.stand(tracee)
         elif tracee.process is self.process and tracee.process.debugger is not None:
             self.memory.forget()
+            self._hardware = ()
             tracee.stepping = False
             if self.stops_at_exec:
                 self.stand(tracee, Stop(EXECUTED, tracee.tid))
@@ -263,6 +329,8 @@ class Debugger:
 
         Of a production enclave nothing is shown: the interrupt is an AEX there, as it is on silicon.
         """
+        # A new thread has none of the debug registers of the one that has made it.
+        self._take_over(tracee)
         if not tracee.halted:
             return False
         lp = tracee.lp
@@ -282,22 +350,28 @@ class Debugger:
     def on_trap(self, tracee: Tracee, code: int) -> bool:
         """Handle a SIGTRAP if it is of a breakpoint or a step; tell whether. The registers are loaded."""
         regs = tracee.regs
+        place = (0, 0)
         if code == SI_KERNEL and self.memory.has_breakpoint(regs.rip - 1):
             regs.rip -= 1
             kind = BREAKPOINT
+        elif code == TRAP_HWBKPT and (hit := self._hit(tracee)) is not None:
+            kind, place = HARDWARE, hit
         elif tracee.stepping and code in _STEP_CODES:
             kind = STEPPED
+        elif self._is_left_over(tracee, code):
+            kind = NOBODY
         else:
             return False
         self._end_trap(tracee)
-        if kind == BREAKPOINT or self._has_stepped(tracee):
-            self.stand(tracee, Stop(kind, tracee.tid))
+        passed = kind == NOBODY or (kind == HARDWARE and tracee.opted_out)
+        if not passed and (kind != STEPPED or self._has_stepped(tracee)):
+            self.stand(tracee, Stop(kind, tracee.tid, place=place))
         tracee.borrowed = False
         tracee.go_on()
         return True
 
     def on_trap_beside(self, tracee: Tracee, code: int) -> bool:
-        """Handle a SIGTRAP of a process that is not debugged, and shares memory with one that is.
+        """Handle a SIGTRAP of a process that is not debugged, and shares memory with one that is, or was itself.
 
         It executes what the breakpoint stands for, and for that moment there is none.
         """
@@ -310,11 +384,28 @@ class Debugger:
         elif tracee.stepping and code in _STEP_CODES:
             tracee.stepping = False
             self.memory.put_back(tracee.mm, it.lifted)
-        else:
+        elif not self._is_left_over(tracee, code):
             return False
         self._end_trap(tracee)
         tracee.borrowed = False
         tracee.go_on()
+        return True
+
+    def _is_left_over(self, tracee: Tracee, code: int) -> bool:
+        """Tell whether a trap is of what was taken away when it was due: an interrupt's stop comes before it.
+
+        A breakpoint that is gone lets the thread execute what stands there.
+        """
+        regs, it = tracee.regs, self.of(tracee)
+        if code == SI_KERNEL and self.memory.was_removed(tracee.mm, regs.rip - 1):
+            regs.rip -= 1
+            return True
+        if code in _STEP_CODES:
+            owed, it.owes_step = it.owes_step, False
+            return owed
+        if code != TRAP_HWBKPT or (tracee.inside and tracee.mm.read(regs.rip, 2) == CPUID):
+            return False
+        self._take_over(tracee)
         return True
 
     @staticmethod

@@ -9,11 +9,20 @@ Source: the GDB manual, appendix "GDB Remote Serial Protocol".
 
 import os
 import struct
+from functools import partial
 
 from softsgx.run import gdb_packets as wire
 from softsgx.run import numbers as n
 from softsgx.run import ptrace, signals
-from softsgx.run.debugger import BREAKPOINT, EXECUTED, NOBODY, Action, Debugger, Stop
+from softsgx.run.debugger import (
+    BREAKPOINT,
+    EXECUTED,
+    HARDWARE,
+    NOBODY,
+    Action,
+    Debugger,
+    Stop,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +35,9 @@ if TYPE_CHECKING:
 _PACKET_SIZE = 0x4000
 _AT_SYSINFO_EHDR = 33
 _ESRCH = 3
+# Z1, Z2 and Z4: what DR7 has as R/W; no processor tells reads alone. And its LEN, by bytes.
+_ON = {1: ptrace.ON_EXECUTION, 2: 1, 4: 3}
+_LENGTHS = {1: 0, 2: 1, 4: 3, 8: 2}
 _FEATURES = (
     "qXfer:features:read+",
     "qXfer:auxv:read+",
@@ -34,6 +46,7 @@ _FEATURES = (
     "QPassSignals+",
     "vContSupported+",
     "swbreak+",
+    "hwbreak+",
     "exec-events+",
     "no-resumed+",
 )
@@ -62,6 +75,16 @@ def _unhex(text: bytes) -> bytes:
         return bytes.fromhex(text.decode("ascii"))
     except ValueError:
         raise _Bad from None
+
+
+def _told(address: int, kind: int) -> bytes:
+    match kind & 3:
+        case ptrace.ON_EXECUTION:
+            return b"hwbreak:;"
+        case 1:
+            return b"watch:%x;" % address
+        case _:
+            return b"awatch:%x;" % address
 
 
 class Commands:
@@ -101,6 +124,8 @@ class Commands:
             b"X": self._write_binary,
             b"Z0,": self._insert,
             b"z0,": self._remove,
+            **{b"Z%d," % number: partial(self._watch, number) for number in _ON},
+            **{b"z%d," % number: partial(self._unwatch, number) for number in _ON},
             b"H": self._choose,
             b"T": self._is_alive,
             b"c": lambda rest: self._resume_chosen(b"c", rest),
@@ -180,6 +205,8 @@ class Commands:
         reason = b""
         if stop.kind == BREAKPOINT:
             reason = b"swbreak:;"
+        elif stop.kind == HARDWARE:
+            reason = _told(*stop.place)
         elif stop.kind == EXECUTED:
             reason = b"exec:%b;" % os.fsencode(self._executable()).hex().encode()
         number = wire.gdb_signal(stop.signal) if stop.signal else 0
@@ -341,6 +368,24 @@ class Commands:
 
     def _remove(self, rest: bytes) -> bytes:
         self._debugger.memory.remove(self._threads()[0].mm, _hex(rest.partition(b",")[0]))
+        return b"OK"
+
+    @staticmethod
+    def _place(number: int, rest: bytes) -> tuple[int, int]:
+        address, _, kind = rest.partition(b",")
+        at, length = _hex(address), _hex(kind.partition(b";")[0])
+        if number == 1:
+            return at, _ON[number]
+        if length not in _LENGTHS or at % length:
+            raise _Bad
+        return at, _ON[number] | _LENGTHS[length] << 2
+
+    def _watch(self, number: int, rest: bytes) -> bytes:
+        self._debugger.watch(*self._place(number, rest))
+        return b"OK"
+
+    def _unwatch(self, number: int, rest: bytes) -> bytes:
+        self._debugger.unwatch(*self._place(number, rest))
         return b"OK"
 
     # -- queries ----------------------------------------------------------------------------

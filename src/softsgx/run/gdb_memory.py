@@ -97,15 +97,21 @@ def write_memory(mm: "Mm", address: int, data: bytes) -> None:
             raise OSError(refused.errno, refused.reason) from refused
 
 
-def opt_in(encl: "Encl", vma_prot: int) -> None:
-    """Set DBGOPTIN in every TCS of a debug enclave: without it an INT3 inside is #UD."""
+def opt_in(encl: "Encl") -> None:
+    """Set DBGOPTIN in every TCS of a debug enclave: without it an INT3 inside is #UD.
+
+    OSError where it is no debug enclave.
+    """
     for run in encl.page_array.runs():
         if run.type != PT_TCS:
             continue
         for page in range(run.first, run.end):
             at = page * n.PAGE_SIZE + _FLAGS
-            flags = int.from_bytes(vma_read(encl, at, _WORD, vma_prot), "little")
-            vma_write(encl, at, (flags | TCS_DBGOPTIN).to_bytes(_WORD, "little"), vma_prot)
+            try:
+                flags = int.from_bytes(vma_read(encl, at, _WORD), "little")
+                vma_write(encl, at, (flags | TCS_DBGOPTIN).to_bytes(_WORD, "little"))
+            except (DriverError, *AGAIN) as refused:
+                raise OSError(errno.EFAULT, str(refused)) from refused
 
 
 class DebuggedMemory:
@@ -114,14 +120,21 @@ class DebuggedMemory:
     def __init__(self) -> None:
         # What stands at the address of a breakpoint otherwise.
         self._inserted: dict[int, int] = {}
+        # What was taken away: a thread may have executed it, and not stopped for it yet.
+        self._removed: set[int] = set()
 
     def has_breakpoint(self, address: int) -> bool:
         """Tell whether a breakpoint is in place."""
         return address in self._inserted
 
+    def was_removed(self, mm: "Mm", address: int) -> bool:
+        """Tell whether an INT3 that a thread has executed was a breakpoint, which is gone."""
+        return address in self._removed and mm.read(address, 1) != _INT3
+
     def forget(self) -> None:
         """Hear that the address space has gone, and all breakpoints with it."""
         self._inserted.clear()
+        self._removed.clear()
 
     def read(self, mm: "Mm", address: int, length: int) -> bytes:
         """Read memory as the program knows it."""
@@ -152,10 +165,7 @@ class DebuggedMemory:
         vma = mm.enclaves.find(address) if mm.enclaves is not None else None
         before = read_memory(mm, address, 1)
         if vma is not None:
-            try:
-                opt_in(vma.file.encl, 0)
-            except (DriverError, *AGAIN) as refused:
-                raise OSError(errno.EFAULT, str(refused)) from refused
+            opt_in(vma.file.encl)
         write_memory(mm, address, _INT3)
         self._inserted[address] = before[0]
 
@@ -181,6 +191,7 @@ class DebuggedMemory:
         before = self._inserted.pop(address, None)
         if before is None:
             return
+        self._removed.add(address)
         try:
             there = read_memory(mm, address, 1)
         except OSError:

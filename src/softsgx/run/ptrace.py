@@ -12,6 +12,7 @@ import struct
 
 from softsgx.cpu.registers import Registers
 
+PTRACE_PEEKUSER = 3
 PTRACE_POKEUSER = 6
 PTRACE_GETREGS = 12
 PTRACE_SETREGS = 13
@@ -244,25 +245,35 @@ def set_regs(tid: int, regs: UserRegs) -> None:
     _call(PTRACE_SETREGS, tid, None, _regs_at)
 
 
-# offsetof(struct user, u_debugreg); DR7 enables DRn locally by bit 2n, R/W and LEN 0: execution.
+# offsetof(struct user, u_debugreg); DR7 enables DRn locally by bit 2n, and has its R/W and LEN at bit 16 + 4n.
 _DEBUG_REGISTERS = 848
 WATCHABLE = 4
+ON_EXECUTION = 0  # R/W and LEN
 
 
-def watch_execution(tid: int, addresses: tuple[int, ...]) -> bool:
-    """Stop a thread by SIGTRAP before it executes at these addresses, four at most.
+def watch(tid: int, places: "tuple[tuple[int, int], ...]") -> bool:
+    """Stop a thread by SIGTRAP at these places, four at most: address, and R/W with LEN as DR7 has them.
 
     Replaces what was watched before. False where the kernel or the machine has no breakpoint to give.
     """
     try:
         _call(PTRACE_POKEUSER, tid, _DEBUG_REGISTERS + 8 * 7, 0)
-        for number, address in enumerate(addresses):
+        enable = 0
+        for number, (address, kind) in enumerate(places):
             _call(PTRACE_POKEUSER, tid, _DEBUG_REGISTERS + 8 * number, address)
-        enable = sum(1 << 2 * number for number in range(len(addresses)))
+            enable |= 1 << 2 * number | kind << 16 + 4 * number
         _call(PTRACE_POKEUSER, tid, _DEBUG_REGISTERS + 8 * 7, enable)
     except OSError:
         return False
     return True
+
+
+def take_debug_status(tid: int) -> int:
+    """Read DR6 and clear it: bit n is that of DRn."""
+    # The C library's function returns the word.
+    status = _call(PTRACE_PEEKUSER, tid, _DEBUG_REGISTERS + 8 * 6, None)
+    _call(PTRACE_POKEUSER, tid, _DEBUG_REGISTERS + 8 * 6, 0)
+    return status
 
 
 def event_message(tid: int) -> int:

@@ -489,7 +489,8 @@ class Supervisor:
         self._take_others_away(tracee, former=ptrace.event_message(tracee.tid))
         self._leave_enclave(tracee)
         tracee.awaited_by = None
-        tracee.watched = None  # the kernel has cleared its debug registers
+        # The kernel has cleared its debug registers.
+        tracee.watched, tracee.cpuid_watched, tracee.hardware = None, (), ()
         process.exec()
         self._programs.exec(tracee)
         if self._gdb is not None:

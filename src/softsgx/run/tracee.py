@@ -147,6 +147,9 @@ class Tracee:
         self.held: list[tuple[int, bytes]] = []  # signals that it blocks, sent while it was inside
         self.record_slot = -1
         self.watched: object = None  # the enclave whose CPUID instructions stop the thread
+        self.cpuid_watched: tuple[int, ...] = ()  # where they are
+        # The debugger's own: address, and R/W with LEN as DR7 has them.
+        self.hardware: tuple[tuple[int, int], ...] = ()
         # Its last stop was an ENCLU, a CPUID, or a page that was out: it will stop again at once.
         self.trapped = False
         self.borrowing = False  # the thread carries out a call for us
@@ -179,9 +182,19 @@ class Tracee:
     @property
     def may_step(self) -> bool:
         """Whether the next instruction is one of those to be stepped: an enclave that has not opted in has none."""
-        if not self.stepping or self.lp is None or self.lp.thread is None:
-            return self.stepping
-        return bool(self.lp.thread.flags & TCS_DBGOPTIN)
+        return self.stepping and not self.opted_out
+
+    @property
+    def opted_out(self) -> bool:
+        """Whether it is inside an enclave of which a debugger is shown nothing: DBGOPTIN is not set."""
+        if self.lp is None or self.lp.thread is None:
+            return False
+        return not self.lp.thread.flags & TCS_DBGOPTIN
+
+    def watch(self) -> None:
+        """Put in the debug registers what is to stop the thread; the debugger's comes first."""
+        cpuid = [(address, ptrace.ON_EXECUTION) for address in self.cpuid_watched]
+        ptrace.watch(self.tid, (*self.hardware, *cpuid)[: ptrace.WATCHABLE])
 
     @property
     def must_stop(self) -> bool:
