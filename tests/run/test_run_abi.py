@@ -13,6 +13,7 @@ from softsgx.run import (
     notification,
     numbers,
     page_faults,
+    probes,
     ptrace,
     userfaults,
 )
@@ -83,6 +84,8 @@ def constants() -> dict[str, int]:
         "UFFD_API": elrange_map._UFFD_API,
         "UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_EXACT_ADDRESS"
         " | UFFD_FEATURE_WP_HUGETLBFS_SHMEM": elrange_map._FEATURES,
+        "UFFD_FEATURE_THREAD_ID+UFFD_FEATURE_EXACT_ADDRESS"
+        "+UFFD_FEATURE_WP_HUGETLBFS_SHMEM": probes._UFFD_WANTED,
         "UFFDIO_WAKE": elrange_map._UFFDIO_WAKE,
         "sizeof(struct uffd_msg)": userfaults._MESSAGE.size,
         "UFFD_EVENT_PAGEFAULT": userfaults._PAGEFAULT,

@@ -64,6 +64,8 @@ _UFFD_FEATURES = {
     "WP_ASYNC": 1 << 15,
     "MOVE": 1 << 16,
 }
+# What elrange_map.py asks for.
+_UFFD_WANTED = sum(_UFFD_FEATURES[f] for f in ("THREAD_ID", "EXACT_ADDRESS", "WP_HUGETLBFS_SHMEM"))
 
 _MFD_CLOEXEC = 1
 _MFD_EXEC = 0x10
@@ -258,14 +260,6 @@ def userfaultfd() -> list[Probe]:
             "watches the holes of enclaves; without it a mapping has an mprotect for each run of pages",
             fix if error in (errno.EPERM, errno.ENOSYS) or error < 0 else "use Linux 5.19 or newer",
         ),
-        Probe(
-            "userfaultfd WP_HUGETLBFS_SHMEM",
-            INFORMATION,
-            "WP_HUGETLBFS_SHMEM" in names,
-            "offered" if "WP_HUGETLBFS_SHMEM" in names else "not offered",
-            "would take writability from single pages, for paging",
-            "use Linux 5.19 or newer" if not error else fix,
-        ),
         _event_fork(fix),
     ]
 
@@ -273,7 +267,7 @@ def userfaultfd() -> list[Probe]:
 # In a child. Gives an errno, or 0.
 def _watch_a_hole() -> int:
     fd = _call(n.SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _UFFD_USER_MODE_ONLY)
-    ioctl(fd, _UFFDIO_API, struct.pack("<QQQ", _UFFD_API, _UFFD_FEATURES["SIGBUS"], 0))
+    ioctl(fd, _UFFDIO_API, struct.pack("<QQQ", _UFFD_API, _UFFD_WANTED, 0))
     file = _memfd(_MFD_CLOEXEC)
     os.ftruncate(file, n.PAGE_SIZE)
     at = _call(n.SYS_MMAP, 0, n.PAGE_SIZE, n.PROT_READ | n.PROT_WRITE, n.MAP_SHARED, file, 0)
