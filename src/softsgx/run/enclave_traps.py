@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from softsgx.run.observe import Observer
     from softsgx.run.records import RecordTable
 
+# Pages that one leaf may have brought in before its thread goes on to execute it again.
+_TRIES = 4
 _CHANGES = range(5, 8)  # EACCEPT, EMODPE, EACCEPTCOPY
 _SYSCALL_LENGTH = 2  # INT 80H has as many bytes
 _ILL_ILLOPN = 2
@@ -239,23 +241,30 @@ class EnclaveTraps:
         leaf = regs.rax & 0xFFFFFFFF
         was_inside = lp.inside
         tcs, target = regs.rbx, regs.rcx
-        try:
-            if was_inside and not _in_elrange(lp, regs.rip):
-                raise Fault.gp(f"the enclave went on at {regs.rip:#x} without EEXIT")
-            enclu(self._cpu, lp, regs)
-        except Fault as fault:
-            access = n.PROT_WRITE if fault.error_code & PFEC_W else n.PROT_READ
-            if fault.address is not None and page_faults.brought_in(tracee, fault.address, access):
-                # A page fault to the processor, and nothing to the program: the leaf is executed again.
-                self._again(tracee, signal, was_inside)
+        for tries_left in range(_TRIES, -1, -1):
+            try:
+                if was_inside and not _in_elrange(lp, regs.rip):
+                    raise Fault.gp(f"the enclave went on at {regs.rip:#x} without EEXIT")
+                enclu(self._cpu, lp, regs)
+                break
+            except Fault as fault:
+                access = n.PROT_WRITE if fault.error_code & PFEC_W else n.PROT_READ
+                if fault.address is not None and page_faults.brought_in(
+                    tracee, fault.address, access
+                ):
+                    # A page fault to the processor, and nothing to the program: the leaf is executed
+                    # again, at last from a stop of its own, where a signal can come.
+                    if tries_left:
+                        continue
+                    self._again(tracee, signal, was_inside)
+                    return
+                self._observer.leaf(tracee, leaf, tcs, fault)
+                if was_inside:
+                    self._fault_inside(tracee, fault)
+                else:
+                    unforce(tracee, signal)
+                    self._fault_outside(tracee, fault, tracee.regs.rip)
                 return
-            self._observer.leaf(tracee, leaf, tcs, fault)
-            if was_inside:
-                self._fault_inside(tracee, fault)
-            else:
-                unforce(tracee, signal)
-                self._fault_outside(tracee, fault, tracee.regs.rip)
-            return
         self._observer.leaf(tracee, leaf, tcs, None)
         if leaf in _CHANGES:
             page_faults.accepted(tracee, target)

@@ -119,9 +119,11 @@ def _augmented(tracee: Tracee, vma: "EnclaveVma", page: int) -> bool:
     except AGAIN:
         pause(tracee)
         return True
-    # A mapping may give more than such a page: nobody may execute what the enclave has not extended.
+    # A mapping may give more than such a page: nobody may execute what the enclave has not extended. A
+    # hole that only faults by being one is narrowed whole, for the pages to come.
+    span = (vma.start, vma.end) if vma.watched else (page, page + n.PAGE_SIZE)
     for mm in list(encl.mm_list) if refusal is None else []:
-        while not mm.narrow(encl, [(vma.start, vma.end)]):
+        while not mm.narrow(encl, [span]):
             pause(tracee)
     return refusal is None
 
