@@ -130,11 +130,6 @@ class Leaf(NamedTuple):
     function: str
     tests: dict[str, set[str]]
 
-    @property
-    def marked(self) -> bool:
-        """Tell whether its tests say what they provoke."""
-        return any(self.tests.values())
-
 
 def leaves() -> Iterator[Leaf]:
     """Give the leaves of a processor with everything that is built, in the order of their numbers."""
@@ -172,20 +167,16 @@ def _functions() -> dict[str, str]:
 
 
 def _tests() -> dict[str, dict[str, set[str]]]:
-    """Give the tests of each leaf: those that are marked with it, else those that are named after it."""
-    marked: dict[str, dict[str, set[str]]] = {}
-    named: dict[str, dict[str, set[str]]] = {}
+    """Give the tests of each leaf: those that are marked with it, and what they say that they provoke."""
+    found: dict[str, dict[str, set[str]]] = {}
     for path in sorted(TESTS.glob("test_*.py")):
         for node in ast.parse(path.read_text()).body:
             if not isinstance(node, ast.FunctionDef) or not node.name.startswith("test_"):
                 continue
             where = f"{path.name}: {node.name}"
-            for word in node.name.upper().split("_"):
-                if word in MANUAL:
-                    named.setdefault(word, {})[where] = set()
             for name, *outcomes in _marks(node):
-                marked.setdefault(name, {}).setdefault(where, set()).update(outcomes)
-    return named | marked
+                found.setdefault(name, {}).setdefault(where, set()).update(outcomes)
+    return found
 
 
 def _marks(node: ast.FunctionDef) -> Iterator[list[str]]:

@@ -186,6 +186,7 @@ def test_the_enclaves_leaves_are_gp_outside(machine: Any) -> None:
 # -- EAUG --------------------------------------------------------------------------------------
 
 
+@pytest.mark.leaf("EAUG", "#GP", "#PF", "done")
 def test_eaug_makes_its_checks_in_order(dynamic: Dynamic, gp: Any, pf: Any) -> None:
     machine, cpu = dynamic.machine, dynamic.cpu
     page = machine.allocate()
@@ -247,6 +248,7 @@ def test_eaug_adds_a_pending_page_that_changes_no_measurement(dynamic: Dynamic) 
 # -- EMODPR ------------------------------------------------------------------------------------
 
 
+@pytest.mark.leaf("EMODPR", "#GP", "#PF", "EPC_PAGE_CONFLICT", "PAGE_NOT_MODIFIABLE")
 def test_emodpr_makes_its_checks_in_order(dynamic: Dynamic, gp: Any, pf: Any) -> None:
     machine, cpu = dynamic.machine, dynamic.cpu
     free, data = machine.allocate(), machine.DATA
@@ -291,6 +293,7 @@ def test_changes_want_an_initialised_enclave(machine: Any, gp: Any, leaf: int, f
     )
 
 
+@pytest.mark.leaf("EMODPR", "done")
 def test_emodpr_takes_permissions_away_and_gives_none(dynamic: Dynamic) -> None:
     data, code = dynamic.machine.DATA, dynamic.machine.CODE
     assert dynamic.emodpr(data, SECINFO_R | SECINFO_X) is LeafCode.NO_ERROR
@@ -306,6 +309,7 @@ def test_emodpr_takes_permissions_away_and_gives_none(dynamic: Dynamic) -> None:
 # -- EMODT -------------------------------------------------------------------------------------
 
 
+@pytest.mark.leaf("EMODT", "#GP", "#PF", "EPC_PAGE_CONFLICT", "PAGE_NOT_MODIFIABLE", "done")
 def test_emodt_makes_its_checks_in_order(dynamic: Dynamic, gp: Any, pf: Any) -> None:
     machine, cpu = dynamic.machine, dynamic.cpu
     free, data, tcs = machine.allocate(), machine.DATA, machine.TCS
@@ -387,6 +391,7 @@ def make_checks_of_secinfo_page(dynamic: Dynamic, leaf: int, rcx: int, rdx: int 
         assert is_gp(dynamic.fault(leaf, at, rcx, rdx), "reserved")
 
 
+@pytest.mark.leaf("EACCEPT", "#GP", "#PF", "PAGE_ATTRIBUTES_MISMATCH")
 def test_eaccept_makes_its_checks_in_order(dynamic: Dynamic) -> None:
     machine, cpu, base = dynamic.machine, dynamic.cpu, dynamic.base
     make_checks_of_secinfo_page(dynamic, EACCEPT, base + HOLE + 8)
@@ -446,6 +451,7 @@ def test_eaccept_makes_its_checks_in_order(dynamic: Dynamic) -> None:
         ("emodt", SECINFO_TRIM, SECINFO_TRIM | SECINFO_MODIFIED),
     ],
 )
+@pytest.mark.leaf("EACCEPT", "NOT_TRACKED", "done")
 def test_what_was_taken_away_is_accepted_when_it_is_tracked(
     dynamic: Dynamic, change: str, flags: int, accepted: int
 ) -> None:
@@ -527,6 +533,7 @@ def test_the_limits_of_a_32_bit_tcs_are_checked(machine: Any, make_pager: Any) -
 # -- EMODPE ------------------------------------------------------------------------------------
 
 
+@pytest.mark.leaf("EMODPE", "#GP", "#PF")
 def test_emodpe_makes_its_checks_in_order(dynamic: Dynamic) -> None:
     machine, cpu, base = dynamic.machine, dynamic.cpu, dynamic.base
     data = base + machine.DATA
@@ -559,6 +566,7 @@ def test_emodpe_makes_its_checks_in_order(dynamic: Dynamic) -> None:
     assert dynamic.word(machine.DATA) == SECINFO_REG | RW | SECINFO_PR
 
 
+@pytest.mark.leaf("EMODPE", "done")
 def test_emodpe_gives_permissions_and_takes_none(dynamic: Dynamic) -> None:
     code = dynamic.machine.CODE
     dynamic.emodpe(code, SECINFO_W)
@@ -570,6 +578,7 @@ def test_emodpe_gives_permissions_and_takes_none(dynamic: Dynamic) -> None:
 # -- EACCEPTCOPY -------------------------------------------------------------------------------
 
 
+@pytest.mark.leaf("EACCEPTCOPY", "#GP", "#PF", "PAGE_ATTRIBUTES_MISMATCH")
 def test_eacceptcopy_makes_its_checks_in_order(dynamic: Dynamic) -> None:
     machine, cpu, base = dynamic.machine, dynamic.cpu, dynamic.base
     page = dynamic.eaug()
@@ -625,6 +634,7 @@ def test_eacceptcopy_makes_its_checks_in_order(dynamic: Dynamic) -> None:
     assert dynamic.enclu(EACCEPTCOPY, at, target, source) == 0
 
 
+@pytest.mark.leaf("EACCEPTCOPY", "done")
 def test_eacceptcopy_copies_and_gives_permissions(dynamic: Dynamic) -> None:
     machine = dynamic.machine
     contents = bytes(range(256)) * 16
