@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import softsgx.cpu
 from softsgx.arch.leaves import Encls, Enclu
-from softsgx.cpu.model import ENCLS_OF, ENCLU_OF, FEATURES, NOT_BUILT, Model
+from softsgx.cpu.model import ENCLS_OF, ENCLU_OF, FEATURES, Model
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "docs" / "leaves.md"
@@ -132,8 +132,8 @@ class Leaf(NamedTuple):
 
 
 def leaves() -> Iterator[Leaf]:
-    """Give the leaves of a processor with everything that is built, in the order of their numbers."""
-    model = Model(features=frozenset(FEATURES) - NOT_BUILT)
+    """Give the leaves of a processor with every feature, in the order of their numbers."""
+    model = Model(features=frozenset(FEATURES))
     functions = _functions()
     tests = _tests()
     kinds: tuple[tuple[str, type[IntEnum], frozenset[int], dict[str, tuple[int, ...]]], ...] = (

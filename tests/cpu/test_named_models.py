@@ -3,13 +3,14 @@
 
 import pytest
 
-from softsgx.cpu.model import DEFAULT_FEATURES, FEATURES, NOT_BUILT, Model
+from softsgx.cpu.model import DEFAULT_FEATURES, FEATURES, Model
 from softsgx.cpu.named_models import MODELS, features_of
 from softsgx.errors import SoftsgxError
 
 
 def test_a_name_alone_is_its_features() -> None:
     assert features_of("sgx1") == frozenset()
+    assert features_of("sgx2") == {"sgx2", "exinfo", "kss", "oversub"}
     assert features_of("default") == DEFAULT_FEATURES
 
 
@@ -37,12 +38,6 @@ def test_what_is_no_model_is_refused_with_what_there_is(text: str) -> None:
         features_of(text)
     message = str(refused.value)
     assert all(name in message for name in MODELS) or all(name in message for name in FEATURES)
-
-
-@pytest.mark.parametrize("feature", sorted(NOT_BUILT))
-def test_what_is_not_built_is_refused_by_name(feature: str) -> None:
-    with pytest.raises(SoftsgxError, match=f"{feature} is not modelled"):
-        features_of(f"sgx1,+{feature}")
 
 
 def test_every_model_is_made_of_known_features() -> None:

@@ -15,7 +15,7 @@ HELP = "show what this machine offers and what the platform claims"
 
 WARNING = "SGX in software: for development and tests, never for secrets."
 
-# What differs from silicon, the leaves of features that are not built aside: name, and what happens instead.
+# What differs from silicon: name, and what happens instead.
 NOT_MODELLED = (
     (
         "the accessed bit",
@@ -102,22 +102,6 @@ def claims(cpu: str = "default") -> "Model | None":
         return None
 
 
-def not_modelled() -> list[tuple[str, str]]:
-    """List by name what silicon has and this platform has not, each with what happens instead."""
-    from softsgx.arch.leaves import Encls, Enclu  # noqa: PLC0415
-    from softsgx.cpu.model import ENCLS_OF, ENCLU_OF, NOT_BUILT  # noqa: PLC0415
-
-    leaves = []
-    for instruction, kind, of in (("ENCLS", Encls, ENCLS_OF), ("ENCLU", Enclu, ENCLU_OF)):
-        for feature, numbers in of.items():
-            if feature in NOT_BUILT:
-                names = ", ".join(kind(number).name for number in numbers)
-                leaves.append(
-                    (f"{instruction} {names} ({feature})", "#GP, and not claimed by CPUID")
-                )
-    return leaves + list(NOT_MODELLED)
-
-
 def _object(probes: "list[Probe]", model: "Model | None", cpu: str, run: bool) -> dict[str, object]:
     return {
         "softsgx": __version__,
@@ -135,17 +119,18 @@ def _object(probes: "list[Probe]", model: "Model | None", cpu: str, run: bool) -
             for probe in probes
         ],
         "platform": None if model is None else _claimed(model, cpu),
-        "not_modelled": [{"name": name, "instead": instead} for name, instead in not_modelled()],
+        "not_modelled": [{"name": name, "instead": instead} for name, instead in NOT_MODELLED],
     }
 
 
 def _claimed(model: "Model", cpu: str) -> dict[str, object]:
+    from softsgx.cpu.named_models import MODELS  # noqa: PLC0415
     from softsgx.driver.nodes import DRIVERS, MAINLINE  # noqa: PLC0415
 
     return {
         "cpu": cpu,
         "features": sorted(model.features),
-        "models": {name: sorted(features) for name, features in _models().items()},
+        "models": {name: sorted(features) for name, features in MODELS.items()},
         "epc_bytes": model.epc_bytes,
         "attributes": model.attributes,
         "xfrm": model.xfrm,
@@ -157,14 +142,6 @@ def _claimed(model: "Model", cpu: str) -> dict[str, object]:
         "nodes": sorted(DRIVERS[MAINLINE].paths),
         "drivers": {name: sorted(nodes.paths) for name, nodes in DRIVERS.items()},
     }
-
-
-def _models() -> dict[str, frozenset[str]]:
-    """Give the features of each named model that can be had."""
-    from softsgx.cpu.model import NOT_BUILT  # noqa: PLC0415
-    from softsgx.cpu.named_models import MODELS  # noqa: PLC0415
-
-    return {name: features for name, features in MODELS.items() if not features & NOT_BUILT}
 
 
 def _names(features: frozenset[str]) -> str:
@@ -187,7 +164,7 @@ def _lines(
         if not probe.ok:
             lines.append(f"          {probe.purpose}" + (f"; {probe.fix}" if probe.fix else ""))
     lines += ["", *_claimed_lines(model, cpu), "", "Not modelled, and what happens instead"]
-    for name, instead in not_modelled():
+    for name, instead in NOT_MODELLED:
         lines += [f"  {name}", f"      {instead}"]
     lines.append("")
     if missing:
@@ -201,16 +178,17 @@ def _lines(
 def _claimed_lines(model: "Model | None", cpu: str) -> list[str]:
     if model is None:
         return ["The platform is unknown, because this processor cannot be asked: see XCR0 above"]
-    from softsgx.cpu.model import FEATURES, NOT_BUILT  # noqa: PLC0415
+    from softsgx.cpu.model import FEATURES  # noqa: PLC0415
+    from softsgx.cpu.named_models import MODELS  # noqa: PLC0415
     from softsgx.driver.nodes import DRIVERS, MAINLINE  # noqa: PLC0415
 
     lines = [
         f"The platform of `softsgx run --cpu {cpu}`: SGX1 with flexible launch control, and its features",
         f"  features    {_names(model.features)}",
-        f"    without   {_names(frozenset(FEATURES) - NOT_BUILT - model.features)}",
+        f"    without   {_names(frozenset(FEATURES) - model.features)}",
         *(
             f"    {name:<9} {_names(features)} (run --cpu {name})"
-            for name, features in _models().items()
+            for name, features in MODELS.items()
             if name != cpu
         ),
         f"  EPC         {model.epc_bytes >> 20} MiB (run --epc SIZE)",

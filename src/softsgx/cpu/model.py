@@ -61,9 +61,8 @@ FEATURES = {
     "kss": (0, ATTRIBUTE_KSS, 0),
     "exinfo": (0, 0, MISC_EXINFO),
 }
-NOT_BUILT: frozenset[str] = frozenset()
 # EVERIFYREPORT2 comes with TDX, whose reports nothing here can make.
-DEFAULT_FEATURES = frozenset(FEATURES) - NOT_BUILT - {"everifyreport2"}
+DEFAULT_FEATURES = frozenset(FEATURES) - {"everifyreport2"}
 # The leaves of a feature, by number; all others are SGX1's.
 ENCLS_OF = {
     "sgx2": (0x0D, 0x0E, 0x0F),  # EAUG, EMODPR, EMODT
@@ -129,9 +128,10 @@ class Model:
                 f"an EPC of {epc_bytes} bytes; a multiple of 4096 below {_EPC_MAXIMUM} is wanted"
             )
         for feature in sorted(features):
-            if feature not in FEATURES or feature in NOT_BUILT:
-                built = ", ".join(name for name in FEATURES if name not in NOT_BUILT)
-                raise SoftsgxError(f"no feature {feature!r} of a processor; there are {built}")
+            if feature not in FEATURES:
+                raise SoftsgxError(
+                    f"no feature {feature!r} of a processor; there are {', '.join(FEATURES)}"
+                )
         self.features = features
         self.encls = _leaves(features, ENCLS_OF, _ENCLS_SGX1)
         self.enclu = _leaves(features, ENCLU_OF, _ENCLU_SGX1)

@@ -5,7 +5,7 @@ Owns the names. `sgx1` is a processor with SGX1 and nothing else, as Intel's of 
 came with SGX2 on the servers of 2021; `default` is everything that is built and that something here can use.
 """
 
-from softsgx.cpu.model import DEFAULT_FEATURES, FEATURES, NOT_BUILT
+from softsgx.cpu.model import DEFAULT_FEATURES, FEATURES
 from softsgx.errors import SoftsgxError
 
 MODELS = {
@@ -36,9 +36,4 @@ def features_of(text: str) -> frozenset[str]:
             features.add(feature)
         else:
             features.discard(feature)
-    if features & NOT_BUILT:
-        missing = ", ".join(sorted(features & NOT_BUILT))
-        raise SoftsgxError(
-            f"--cpu {text}: {missing} is not modelled yet; without it a run can be had"
-        )
     return frozenset(features)
