@@ -80,6 +80,40 @@ def test_threads_of_ordinary_enclaves_survive_a_storm(softsgx: "Harness") -> Non
     assert json.loads(told.read_text())["aex"]["interrupt"] > 0
 
 
+def test_a_jump_out_of_the_enclave_is_seen_where_it_is_stepped(softsgx: "Harness") -> None:
+    # Else at the next trap; this code makes none.
+    assert "went on\n" in softsgx.checked("jump_out")
+    out = softsgx.checked("jump_out", options=("--aex-every", "1000000i"))
+    assert "#GP at the target\n" in out
+
+
+def test_a_jump_out_of_the_enclave_is_seen_at_a_tick(softsgx: "Harness") -> None:
+    assert "#GP " in softsgx.checked("jump_out", options=("--aex-every", "200us"))
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "heap", "more", "epc"),
+    [
+        ("pressure", 0, 1 << 20, (str(1 << 20), "threads"), "256K"),
+        # Pages are added, changed and removed, by four threads.
+        ("sgx2_pressure", 4 << 20, 0, ("1", "96"), "1M"),
+    ],
+    ids=["evicted pages", "dynamic memory"],
+)
+def test_pages_come_and_go_in_a_storm_of_exits(
+    softsgx: "Harness", name: str, base: int, heap: int, more: tuple[str, ...], epc: str
+) -> None:
+    told = softsgx.directory / f"{name}.json"
+    options = ("--epc", epc, "--aex-every", "500us", "--stats-json", told)
+    words = (*softsgx.enclave(base=base, heap=heap), *more)
+    ended = softsgx.run(softsgx.program(name), *words, options=options)
+    assert "not ok" not in ended.out, ended
+    assert ended.out.endswith("finished\n"), ended
+    stats = json.loads(told.read_text())
+    assert stats["evictions"] > 0
+    assert stats["aex"]["interrupt"] > 0
+
+
 @pytest.mark.parametrize(
     "every", ["", "0", "0us", "-1us", "1.5ms", "1 us", "1h", "us", "i", "9" * 20]
 )

@@ -7,9 +7,9 @@
 
 static uint8_t frame[SSA_FRAME];
 
-/* Some milliseconds of work, so that somebody may find the thread here. */
+/* A tenth of a second of work, so that somebody may find the thread here. */
 extern const char outside[];
-asm(".text\noutside:\n\tmov $3000000, %ecx\n1:\n\tdec %ecx\n\tjnz 1b\n\tret\n");
+asm(".text\noutside:\n\tmov $300000000, %ecx\n1:\n\tdec %ecx\n\tjnz 1b\n\tret\n");
 
 int main(int argc, char **argv)
 {
