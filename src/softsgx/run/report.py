@@ -183,7 +183,10 @@ class Report:
         unproven = ", ".join(f"{path} ({count})" for path, count in seen.unproven.items())
         return [
             ("enclaves", f"{seen.enclaves}"),
-            ("pages added", f"{total.added}"),
+            (
+                "pages added",
+                f"{total.added}" + f"  ({total.augmented} more by EAUG)" * bool(total.augmented),
+            ),
             ("EPC", f"{self._epc_pages} pages, {self._peak} resident at the peak"),
             ("evictions", f"{total.evictions}"),
             ("reloads", f"{total.reloads}"),
