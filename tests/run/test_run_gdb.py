@@ -20,6 +20,7 @@ from gdb_client import RAX, RDI, RSP, Client, Stopped, symbols, waiting
 
 TIMEOUT = 120
 USERFAULTFD = 323
+PROGRAMS = Path(__file__).parents[1] / "programs"
 INT3 = b"\xcc"
 # gdb's own numbers of signals.
 GDB_SIGINT, GDB_SIGTRAP, GDB_SIGUSR1 = 2, 5, 30
@@ -571,6 +572,38 @@ def test_interrupts_steps_and_breakpoints_while_pages_come_and_go(
         while stopped.kind == "T":
             stopped = client.resume()
         assert stopped == Stopped("W", 0, {})
+        ended(process, softsgx)
+
+
+@pytest.mark.parametrize(
+    "name", ["signal_state", "aex_registers", "eresume_rewritten_ssa", "handler_enters", "fork"]
+)
+def test_programs_do_not_notice_breakpoints_and_steps(softsgx: Any, name: str) -> None:
+    # Where SIGTRAP is blocked or ignored, the kernel's forced one has to be undone each time.
+    path = softsgx.directory / f"debugged-{name}"
+    flags = ["-O2", "-w", "-pthread", "-no-pie", f"-I{PROGRAMS}"]
+    subprocess.run(["cc", *flags, "-o", path, PROGRAMS / f"{name}.c"], check=True)
+    found = symbols(path)
+    places = [found[at] for at in ("call_vdso_on", "bare_instruction", "check") if at in found]
+    with waiting(softsgx, path, *softsgx.enclave()) as (process, client, _):
+        # Every signal but SIGTRAP is the program's own affair.
+        client.ok(b"QPassSignals:" + b";".join(b"%x" % n for n in range(1, 150) if n != 5))
+        hits = 0
+        while True:
+            for place in places:
+                client.ok(b"Z0,%x,1" % place)
+            stopped = client.resume()
+            if stopped.kind != "T":
+                break
+            assert "swbreak" in stopped.told, stopped
+            hits += 1
+            for place in places:
+                client.ok(b"z0,%x,1" % place)
+            at = client.rip
+            assert client.step(stopped.told["thread"]).signal == GDB_SIGTRAP
+            assert client.rip != at
+        assert stopped == Stopped("W", 0, {})
+        assert hits > len(places)
         ended(process, softsgx)
 
 

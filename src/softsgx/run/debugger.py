@@ -10,6 +10,7 @@ import errno
 from weakref import WeakKeyDictionary
 
 from softsgx.arch.attributes import ATTRIBUTE_DEBUG
+from softsgx.cpu.registers import RFLAGS_TF
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
 from softsgx.run.delivery import SI_KERNEL, SIG_IGN, TRAP_HWBKPT, bit, unforce
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
             ...
 
 
-_STEP_CODES = (1, 2)  # TRAP_BRKPT after a system call, TRAP_TRACE
+_AFTER_CALL = 1  # TRAP_BRKPT, as a step over a system call ends
+_STEP_CODES = (_AFTER_CALL, 2)  # TRAP_TRACE
 BREAKPOINT, STEPPED, SIGNALLED, EXECUTED, NOBODY, HARDWARE = range(6)
 
 
@@ -70,6 +72,7 @@ class Standing:
 
     __slots__ = (
         "action",
+        "flag_set",
         "lifted",
         "owes_step",
         "signal",
@@ -83,6 +86,7 @@ class Standing:
         self.stands = False
         self.stop: Stop | None = None  # not told yet
         self.signal = 0  # it stands where this signal would be delivered
+        self.flag_set = False  # TF is set, by us
         self.lifted = 0  # where it passes over a breakpoint that is another process's
         self.owes_step = False  # the SIGTRAP of a step may be on its way
         self.unreported = 0  # a signal that the debugger has sent
@@ -148,7 +152,9 @@ class Debugger:
         """Keep a thread at its stop until it may go on; give the signal that it is to have then."""
         tracee.load_regs()
         it = self.of(tracee)
-        it.owes_step = tracee.stepping and (stop is None or stop.kind != STEPPED)
+        self._take_flag_back(tracee)
+        # Signals of a thread's own doing come before any other, and all of them behind an interrupt.
+        it.owes_step = stop is None and (it.owes_step or tracee.stepping)
         tracee.stepping = False
         tracee.halted = False
         it.stands = True
@@ -179,6 +185,13 @@ class Debugger:
             ptrace.tgkill(tracee.process.pid, tracee.tid, action.signal)
             return 0
         return action.signal
+
+    def _take_flag_back(self, tracee: Tracee) -> None:
+        it = self.of(tracee)
+        if it.flag_set:
+            it.flag_set = False
+            tracee.regs.rflags &= ~RFLAGS_TF
+            tracee.store_regs()
 
     def _halt(self) -> None:
         for tracee in self.threads():
@@ -357,18 +370,29 @@ class Debugger:
         elif code == TRAP_HWBKPT and (hit := self._hit(tracee)) is not None:
             kind, place = HARDWARE, hit
         elif tracee.stepping and code in _STEP_CODES:
-            kind = STEPPED
+            kind = STEPPED if self._has_stepped(tracee, code) else NOBODY
         elif self._is_left_over(tracee, code):
             kind = NOBODY
         else:
             return False
+        self._take_flag_back(tracee)
         self._end_trap(tracee)
         passed = kind == NOBODY or (kind == HARDWARE and tracee.opted_out)
-        if not passed and (kind != STEPPED or self._has_stepped(tracee)):
+        if not passed:
             self.stand(tracee, Stop(kind, tracee.tid, place=place))
-        tracee.borrowed = False
-        tracee.go_on()
+        self._go_on(tracee)
         return True
+
+    def _go_on(self, tracee: Tracee) -> None:
+        borrowed, tracee.borrowed = tracee.borrowed, False
+        if not borrowed or not tracee.may_step:
+            tracee.go_on()
+            return
+        # From where a call of ours has ended the kernel's step would end at once, before the instruction.
+        tracee.regs.rflags |= RFLAGS_TF
+        self.of(tracee).flag_set = True
+        tracee.store_regs()
+        ptrace.cont(tracee.tid)
 
     def on_trap_beside(self, tracee: Tracee, code: int) -> bool:
         """Handle a SIGTRAP of a process that is not debugged, and shares memory with one that is, or was itself.
@@ -382,13 +406,14 @@ class Debugger:
             self.memory.lift(tracee.mm, regs.rip)
             tracee.stepping = True
         elif tracee.stepping and code in _STEP_CODES:
-            tracee.stepping = False
-            self.memory.put_back(tracee.mm, it.lifted)
+            if code != _AFTER_CALL or regs.rip != it.lifted:
+                tracee.stepping = False
+                self.memory.put_back(tracee.mm, it.lifted)
         elif not self._is_left_over(tracee, code):
             return False
+        self._take_flag_back(tracee)
         self._end_trap(tracee)
-        tracee.borrowed = False
-        tracee.go_on()
+        self._go_on(tracee)
         return True
 
     def _is_left_over(self, tracee: Tracee, code: int) -> bool:
@@ -427,8 +452,10 @@ class Debugger:
         elif tracee.may_step and tracee.regs.rip != self.of(tracee).step_from:
             self.stand(tracee, Stop(STEPPED, tracee.tid))
 
-    def _has_stepped(self, tracee: Tracee) -> bool:
+    def _has_stepped(self, tracee: Tracee, code: int) -> bool:
         rip, it = tracee.regs.rip, self.of(tracee)
+        if code == _AFTER_CALL and rip == it.step_from:
+            return False
         if it.action.stays_in is not None and rip in it.action.stays_in:
             it.step_from = rip
             return False
