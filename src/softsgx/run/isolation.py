@@ -5,7 +5,7 @@ Owns nothing: the map of an address space counts who is inside. While nobody is,
 PROT_NONE, and an access to them is one to the abort page; who enters opens them, for the whole process.
 """
 
-from softsgx.driver.vma import PROT_EXEC
+from softsgx.driver.vma import PROT_EXEC, PROT_RWX
 from softsgx.run import numbers as n
 from softsgx.run.delivery import deliver, siginfo, unforce
 from softsgx.run.elrange_map import too_many_runs
@@ -69,7 +69,8 @@ def touched(tracee: Tracee, code: int, address: int, observer: "Observer") -> bo
     if enclaves is None or vma is None or code != SEGV_ACCERR or not enclaves.shut(vma.file.encl):
         return False
     run = vma.file.encl.page_array.find(address // n.PAGE_SIZE)
-    if run is None or not vma.file.encl.page_prot(run, vma.prot):
+    # The EPCM has no say: what is pending, or may not be read inside, is the abort page as well.
+    if run is None or vma.prot & PROT_RWX & ~run.vm_max_prot:
         return False
     if address == tracee.regs.rip:
         if not vma.prot & PROT_EXEC:
