@@ -72,7 +72,42 @@ def test_measure_json_says_the_same(enclave: str, capsys: pytest.CaptureFixture[
         "length": 0x2000,
         "secinfo_flags": 0x100,
         "measured": True,
+        "name": "",
     }
+    assert (said["format"], said["sigstruct"], said["others"]) == ("elf", "none", [])
+
+
+def test_measure_compares_with_the_sigstruct_beside_the_file(
+    enclave: str, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy.elf"
+    copy.write_bytes(Path(enclave).read_bytes())
+    assert main(["sign", str(copy), "--key", key]) == 0
+    assert main(["measure", str(copy)]) == 0
+    assert f"SIGSTRUCT  signs this MRENCLAVE ({copy}.sigstruct" in capsys.readouterr().out
+    assert main(["measure", str(copy), "--ssaframesize", "2"]) == 1
+    out = capsys.readouterr().out
+    signed_mrenclave = stream.measure(elf.read(enclave)).hex()
+    assert f"SIGSTRUCT  DOES NOT sign this MRENCLAVE but {signed_mrenclave}" in out
+    assert main(["measure", "--json", str(copy), "--ssaframesize", "2"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert (said["sigstruct"], said["sigstruct_mrenclave"]) == ("differs", signed_mrenclave)
+
+
+def test_the_ledger_ends_with_mrenclave_and_names_sections(
+    enclave: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["measure", "--explain", enclave]) == 0
+    out = capsys.readouterr().out
+    mrenclave = stream.measure(elf.read(enclave)).hex()
+    rows = [line for line in out.split("\n\n")[0].splitlines()[2:] if line]
+    assert "ECREATE: SIZE 0x10000, SSAFRAMESIZE 1" in rows[0]
+    assert mrenclave[:16] in rows[-1]
+    assert any("REG R-X  yes" in row and ".text" in row for row in rows)
+    assert main(["measure", "--explain", "--json", enclave]) == 0
+    ledger = json.loads(capsys.readouterr().out)["ledger"]
+    assert ledger[-1]["hash"] == mrenclave
+    assert sum(entry.get("pages", 0) for entry in ledger) == elf.read(enclave).pages
 
 
 def test_sign_writes_a_sigstruct_of_the_measurement(

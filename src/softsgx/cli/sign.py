@@ -15,9 +15,9 @@ _WARNING = "Signed by software with a key in a file: for testing only."
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    from softsgx.cli.measure import add_ssaframesize  # noqa: PLC0415
+    from softsgx.cli.measure import add_reading  # noqa: PLC0415
 
-    parser.add_argument("file", metavar="FILE", help="enclave: a static ELF file, TCS pages first")
+    parser.add_argument("file", metavar="FILE", help="enclave, as `softsgx measure` reads it")
     parser.add_argument(
         "--key", required=True, metavar="KEY.pem", help="RSA-3072 private key with exponent 3"
     )
@@ -59,7 +59,7 @@ def add_arguments(parser: ArgumentParser) -> None:
             metavar="HEX",
             help="16 bytes, for an enclave with KSS",
         )
-    add_ssaframesize(parser)
+    add_reading(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -68,11 +68,11 @@ def main(args: Namespace) -> int:
     from pathlib import Path  # noqa: PLC0415
 
     from softsgx.arch.attributes import ATTRIBUTE_DEBUG  # noqa: PLC0415
-    from softsgx.cli.measure import describe  # noqa: PLC0415
-    from softsgx.image import elf, sigstruct, stream  # noqa: PLC0415
+    from softsgx.cli.measure import describe, read  # noqa: PLC0415
+    from softsgx.image import sigstruct, stream  # noqa: PLC0415
 
     date = _date(args.date)
-    image = elf.read(args.file, args.ssaframesize)
+    image = read(args.file, args)[0].image
     if args.generate_key and not Path(args.key).exists():
         sigstruct.generate_key(args.key)
     key = sigstruct.load_key(args.key)

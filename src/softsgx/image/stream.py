@@ -1,41 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An enclave at rest: its size and its pages in the order in which a loader adds them.
+"""An enclave at rest: its size and what a loader does with its pages, in the loader's order.
 
-Every reader of a file format produces an Image; measuring, signing and loading take one. What EADD
+Every reader of a file format produces an Image; measuring, signing, explaining and converting take one. What EADD
 changes in a page before EEXTEND sees it is done here, so a reader hands over the bytes of its file.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 from softsgx.arch.attributes import TCS_DBGOPTIN, TCS_INACTIVE
-from softsgx.arch.secinfo import PAGE_SIZE, SECINFO_PAGE_TYPE, SECINFO_TCS
+from softsgx.arch.secinfo import EEXTEND_SIZE, PAGE_SIZE, SECINFO_PAGE_TYPE, SECINFO_TCS
 from softsgx.arch.structures import Tcs
 from softsgx.image.measurement import Measurement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+    from softsgx.image.file import Part
 
 # ECREATE refuses an enclave that is smaller.
 MINIMUM_SIZE = 2 * PAGE_SIZE
+# No processor has reported a larger CPUID.12H:EDX; it also bounds what a damaged file can ask for.
+MAXIMUM_SIZE = 1 << 36
 
 _PIECE = 1024 * PAGE_SIZE
+_ZEROS = bytes(PAGE_SIZE)
+
+
+class Content(Protocol):
+    """The bytes of pages: a memoryview, or what becomes one when it is sliced."""
+
+    def __len__(self) -> int:
+        """Return how many bytes there are."""
+        ...
+
+    def __getitem__(self, index: slice, /) -> memoryview:
+        """Return some of the bytes."""
+        ...
+
+
+class Fill:
+    """Content of one 32-bit word again and again, which a loader fills pages with."""
+
+    __slots__ = ("_length", "_word")
+
+    def __init__(self, word: int, length: int) -> None:
+        self._word = word.to_bytes(4, "little")
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: slice) -> memoryview:
+        start, stop, _ = index.indices(self._length)
+        words = self._word * ((stop - (start & -4) + 3) // 4)
+        return memoryview(words)[start % 4 : start % 4 + stop - start]
 
 
 @dataclass(frozen=True, slots=True)
 class PageRun:
     """Pages that follow each other and share their SECINFO; `offset` and `length` are bytes.
 
-    `data` has exactly `length` bytes, or is None for pages of zeros.
+    `data` has exactly `length` bytes, or is None for pages of zeros. `name` says what the pages are for.
     """
 
     offset: int
     length: int
     secinfo_flags: int
-    data: memoryview | None
+    data: Content | None
     measured: bool
+    name: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what no reader may produce."""
@@ -49,29 +85,57 @@ class PageRun:
         """Tell whether these pages are thread control structures."""
         return self.secinfo_flags & SECINFO_PAGE_TYPE == SECINFO_TCS
 
+    def content(self, start: int, length: int) -> memoryview:
+        """Return bytes of the pages as EADD leaves them in the EPC; `start` is from the run's begin.
+
+        Of TCS pages, whole pages are wanted.
+        """
+        data = memoryview(bytes(length)) if self.data is None else self.data[start : start + length]
+        if not self.is_tcs:
+            return data
+        return memoryview(
+            b"".join(
+                _as_eadd_stores_it(Tcs.decode(data, page)) for page in range(0, length, PAGE_SIZE)
+            )
+        )
+
     def pieces(self) -> Iterator[tuple[int, memoryview]]:
         """Yield (offset, bytes) of parts of bounded length, as EADD leaves them in the EPC."""
-        if self.is_tcs:
-            for page in range(0, self.length, PAGE_SIZE):
-                content = bytes(PAGE_SIZE) if self.data is None else self.data[page:]
-                yield self.offset + page, memoryview(_as_eadd_stores_it(Tcs.decode(content)))
-            return
-        zeros = memoryview(bytes(min(self.length, _PIECE))) if self.data is None else None
+        zeros = memoryview(bytes(min(self.length, _PIECE)))
         for start in range(0, self.length, _PIECE):
             length = min(_PIECE, self.length - start)
-            if zeros is not None:
-                yield self.offset + start, zeros[:length]
-            elif self.data is not None:
-                yield self.offset + start, self.data[start : start + length]
+            plain = self.data is None and not self.is_tcs
+            yield self.offset + start, zeros[:length] if plain else self.content(start, length)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """EEXTEND of chunks of 256 bytes that follow each other, of pages that are there already.
+
+    Only a stream that measures some of a page, or in another order, needs these beside PageRun.
+    """
+
+    offset: int
+    data: Content
+
+    def __post_init__(self) -> None:
+        """Refuse what no reader may produce."""
+        if self.offset % EEXTEND_SIZE or len(self.data) % EEXTEND_SIZE or not len(self.data):
+            raise ValueError(f"{len(self.data):#x} bytes at {self.offset:#x} are not whole chunks")
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An enclave as its file describes it: SIZE in bytes, SSAFRAMESIZE in pages, pages in order."""
+    """An enclave as its file describes it: SIZE in bytes, SSAFRAMESIZE in pages, then the loader's work in order."""
 
     size: int
     ssaframesize: int
-    runs: tuple[PageRun, ...]
+    records: tuple[PageRun | Chunks, ...]
+
+    @property
+    def runs(self) -> tuple[PageRun, ...]:
+        """Return what is added, without what is measured apart from it."""
+        return tuple(record for record in self.records if isinstance(record, PageRun))
 
     @property
     def pages(self) -> int:
@@ -89,17 +153,114 @@ def enclave_size(end: int) -> int:
     return max(MINIMUM_SIZE, 1 << (end - 1).bit_length())
 
 
+def page_up(length: int) -> int:
+    """Return so many bytes as whole pages have at least."""
+    return (length + PAGE_SIZE - 1) & -PAGE_SIZE
+
+
 def measure(image: Image) -> bytes:
     """Return MRENCLAVE of an image whose pages are added in its order (32 bytes)."""
     measurement = Measurement()
     measurement.ecreate(image.ssaframesize, image.size)
-    for run in image.runs:
-        if not run.measured:
-            measurement.add_unmeasured(run.offset, run.secinfo_flags, run.length // PAGE_SIZE)
-            continue
-        for offset, content in run.pieces():
-            measurement.add_pages(offset, run.secinfo_flags, content, measured=True)
+    for record in image.records:
+        measure_record(measurement, record)
     return measurement.digest()
+
+
+def measure_record(measurement: Measurement, record: PageRun | Chunks) -> None:
+    """Update a measurement by one record of an image."""
+    if isinstance(record, Chunks):
+        for start in range(0, len(record.data), EEXTEND_SIZE):
+            chunk = record.data[start : start + EEXTEND_SIZE]
+            measurement.eextend(record.offset + start, chunk)
+    elif not record.measured:
+        measurement.add_unmeasured(record.offset, record.secinfo_flags, record.length // PAGE_SIZE)
+    else:
+        for offset, content in record.pieces():
+            measurement.add_pages(offset, record.secinfo_flags, content, measured=True)
+
+
+def segment_runs(
+    part: Part, vaddr: int, memsz: int, secinfo_flags: int, name: str = ""
+) -> list[PageRun]:
+    """Return the pages of a segment: its part of the file at `vaddr`, zeros before, behind and up to `memsz`.
+
+    Whole pages of the file are not read yet; a page where its content begins or ends is.
+    """
+    start, end = vaddr & -PAGE_SIZE, page_up(vaddr + memsz)
+    filled = vaddr + len(part)
+    runs: list[PageRun] = []
+
+    def add(offset: int, stop: int, data: Content | None) -> None:
+        if offset < stop:
+            runs.append(
+                PageRun(offset, stop - offset, secinfo_flags, data, measured=True, name=name)
+            )
+
+    def padded(page: int) -> memoryview:
+        at, stop = max(page, vaddr), min(page + PAGE_SIZE, filled)
+        content = bytes(at - page) + bytes(part[at - vaddr : stop - vaddr])
+        return memoryview(content.ljust(PAGE_SIZE, b"\0"))
+
+    whole, whole_end = page_up(vaddr), max(filled & -PAGE_SIZE, page_up(vaddr))
+    if vaddr % PAGE_SIZE and len(part):
+        add(start, start + PAGE_SIZE, padded(start))
+    if len(part) and filled > whole:
+        add(whole, whole_end, part.part(whole - vaddr, whole_end - whole))
+        if filled > whole_end:
+            add(whole_end, whole_end + PAGE_SIZE, padded(whole_end))
+    add(page_up(filled) if len(part) else start, end, None)
+    return runs
+
+
+def overlay(runs: Iterable[PageRun], patches: list[tuple[int, bytes]]) -> list[PageRun]:
+    """Return the runs with bytes written over them, each by its offset in the enclave."""
+    result = []
+    for run in runs:
+        pages: dict[int, bytearray] = {}
+        for at, content in patches:
+            for page in range(at & -PAGE_SIZE, at + len(content), PAGE_SIZE):
+                if not run.offset <= page < run.offset + run.length:
+                    continue
+                if page not in pages:
+                    pages[page] = bytearray(_ZEROS)
+                    if run.data is not None:
+                        pages[page][:] = run.data[page - run.offset :][:PAGE_SIZE]
+                first, last = max(at, page), min(at + len(content), page + PAGE_SIZE)
+                pages[page][first - page : last - page] = content[first - at : last - at]
+        at = run.offset
+        for page, changed in sorted(pages.items()):
+            result += part_of(run, at, page)
+            result += [replace(run, offset=page, length=PAGE_SIZE, data=memoryview(bytes(changed)))]
+            at = page + PAGE_SIZE
+        result += part_of(run, at, run.offset + run.length)
+    return result
+
+
+def part_of(run: PageRun, start: int, end: int) -> list[PageRun]:
+    """Return the pages of a run from one offset in the enclave to another; [] if there are none."""
+    if start >= end:
+        return []
+    data: Content | None = None
+    if run.data is not None:
+        data = _Slice(run.data, start - run.offset, end - start)
+    return [replace(run, offset=start, length=end - start, data=data)]
+
+
+class _Slice:
+    __slots__ = ("_content", "_length", "_start")
+
+    def __init__(self, content: Content, start: int, length: int) -> None:
+        self._content = content
+        self._start = start
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: slice) -> memoryview:
+        start, stop, _ = index.indices(self._length)
+        return self._content[self._start + start : self._start + stop]
 
 
 # EADD clears these before it stores the page, so they are cleared in what EEXTEND measures.

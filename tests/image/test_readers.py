@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every reader: what it reads measures as the manual says, and what it cannot read ends in one line."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from softsgx.errors import SoftsgxError
+from softsgx.image import formats, sgxs, stream
+from softsgx.image.enclave import Enclave
+from softsgx.image.file import File
+from softsgx.image.stream import Chunks, Fill, Image, PageRun
+
+PAGE = 4096
+
+
+def measured(tmp_path: Path, content: bytes) -> bytes:
+    path = tmp_path / "enclave"
+    path.write_bytes(content)
+    (enclave,) = formats.read(str(path))
+    return stream.measure(enclave.image)
+
+
+def test_a_file_measures_as_the_manual_says(made: Any, tmp_path: Path) -> None:
+    assert measured(tmp_path, made.content) == made.mrenclave
+
+
+def test_the_format_is_recognized(make: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "enclave"
+    for name, maker in make.items():
+        path.write_bytes(maker().content)
+        (enclave,) = formats.read(str(path))
+        assert name.startswith(enclave.format)
+
+
+# Every field at which a loader looks is near the begin of something; so flips are tried there, too.
+def test_a_truncated_or_flipped_file_measures_or_ends_in_one_line(
+    made: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "enclave"
+    chance = random.Random(6)  # noqa: S311 (the same files each time)
+    content = made.content
+    lengths = [chance.randrange(len(content)) for _ in range(60)]
+    files = [content[:length] for length in (0, 1, 63, 64, *lengths)]
+    meta = max(content.find(b"sgx_metadata"), content.find((1960).to_bytes(4, "little")), 0)
+    for number in range(500):
+        low, high = ((0, 64), (meta, meta + 2500), (0, len(content)))[number % 3]
+        at = chance.randrange(low, min(high, len(content)))
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << chance.randrange(8)
+        files.append(bytes(flipped))
+    for file in files:
+        path.write_bytes(file)
+        message = refusal_of(partial(formats.read, str(path)))
+        assert message is None or message.startswith(str(path))
+
+
+def refusal_of(read: Callable[[], tuple[Enclave, ...]]) -> str | None:
+    """Return why a file was refused, None if it was not; then it can also be measured."""
+    try:
+        (enclave,) = read()
+        if enclave.image.pages < 1 << 14:
+            stream.measure(enclave.image)
+    except SoftsgxError as refusal:
+        message = str(refusal)
+        assert "\n" not in message
+        return message
+    return None
+
+
+@given(st.binary(max_size=400))
+@settings(deadline=None, max_examples=200)
+def test_whatever_follows_a_magic_ends_in_one_line(content: bytes) -> None:
+    for magic in (
+        b"",
+        b"\x7fELF\x02\x01\x01",
+        b"ECREATE\0\x01\0\0\0\0\x20\0\0\0\0\0\0" + bytes(44),
+    ):
+        file = File.of(magic + content, "some.file")
+        message = refusal_of(partial(formats.read_file, file))
+        assert message is None or message.startswith("some.file: ")
+
+
+def test_a_group_that_never_ends_is_refused(make: dict[str, Any], tmp_path: Path) -> None:
+    content = make["intel-sdk"]().content
+    group = content.rindex((9 | 1 << 12).to_bytes(2, "little") + b"\x05\0\x01\0\0\0")
+    endless = content[: group + 4] + b"\xff\xff\xff\xff" + bytes(8) + content[group + 16 :]
+    path = tmp_path / "endless"
+    path.write_bytes(endless)
+    with pytest.raises(SoftsgxError, match="a group 4294967295 times, each 0x0 further"):
+        formats.read(str(path))
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path):
+        with pytest.raises(SoftsgxError, match="not a regular file"):
+            formats.read(str(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda s: b"UNSIZED\0" + s[8:], "an unsized stream"),
+        (lambda s: s + s[:64], "a second ECREATE"),
+        (lambda s: s + s[64:5248], "the page at 0x0 is added twice"),
+        (lambda s: s + b"NOTHING\0" + bytes(56), "no block of SGXS"),
+        (lambda s: s[:12] + b"\0\x30" + s[14:], "not a power of two"),
+        (lambda s: s + b"EEXTEND\0\0\x70" + bytes(310), "of a page that is not there yet"),
+        (lambda s: s + b"EEXTEND\0" + bytes(56) + b"z" * 256, "another content than before"),
+        (lambda s: s[:-1], "a block of 63 bytes at the end"),
+    ],
+)
+def test_a_stream_that_no_processor_could_load_is_refused(
+    make: dict[str, Any], tmp_path: Path, change: Any, reason: str
+) -> None:
+    path = tmp_path / "bad.sgxs"
+    path.write_bytes(change(make["sgxs"]().content))
+    with pytest.raises(SoftsgxError, match=reason):
+        formats.read(str(path))
+
+
+def test_a_chunk_may_be_measured_long_after_its_page(ledger: Any, tmp_path: Path) -> None:
+    book = ledger(0x4000)
+    book.page(0x1000, 0x203, b"x" * PAGE)
+    book.page(0, 0x205, b"y" * PAGE)
+    book.chunk(0x1100, b"x" * 256)
+    assert measured(tmp_path, book.stream) == book.mrenclave
+    (enclave,) = formats.read(str(tmp_path / "enclave"))
+    assert enclave.fields["canonical"] == "no"
+
+
+@st.composite
+def images(draw: st.DrawFn) -> Image:
+    records: list[PageRun | Chunks] = []
+    for at in sorted(draw(st.sets(st.integers(0, 30), min_size=1, max_size=6))):
+        flags = draw(st.sampled_from((0x201, 0x203, 0x205, 0x207)))
+        fill = draw(st.sampled_from((None, 0, 0xCCCCCCCC, 0x01020304)))
+        data = None if fill is None else Fill(fill, PAGE)
+        whole = draw(st.booleans())
+        records.append(PageRun(at * PAGE, PAGE, flags, data, measured=whole))
+        if not whole and data is not None:
+            for chunk in draw(st.lists(st.integers(0, 15), unique=True, max_size=4)):
+                within = chunk * 256
+                records.append(Chunks(at * PAGE + within, data[within : within + 256]))
+    return Image(0x20000, draw(st.integers(1, 4)), tuple(records))
+
+
+@given(images())
+@settings(deadline=None)
+def test_an_image_written_as_a_stream_is_read_back(image: Image) -> None:
+    out = BytesIO()
+    sgxs.write(image, out)
+    (again,) = sgxs.read(File.of(out.getvalue(), "written.sgxs"))
+    assert stream.measure(again.image) == stream.measure(image)
+    assert again.fields["canonical"] == "yes"
+    second = BytesIO()
+    sgxs.write(again.image, second)
+    assert second.getvalue() == out.getvalue()
+    for run in image.runs:
+        (same,) = (
+            one for one in again.image.runs if one.offset <= run.offset < one.offset + one.length
+        )
+        assert same.content(run.offset - same.offset, PAGE) == run.content(0, PAGE)
+
+
+@pytest.mark.skipif("SOFTSGX_ENCLAVES" not in os.environ, reason="SOFTSGX_ENCLAVES names no folder")
+def test_enclaves_that_others_signed_measure_to_what_they_signed() -> None:
+    folder = Path(os.environ["SOFTSGX_ENCLAVES"])
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        for enclave in formats.read(str(path)):
+            if enclave.expected is not None:
+                assert stream.measure(enclave.image) == enclave.expected, path
