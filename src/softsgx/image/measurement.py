@@ -45,6 +45,9 @@ _TAG_EEXTEND = b"EEXTEND\0"
 # 40,000 pages made without it; an enclave that sends one call of this size usually sends more.
 _LOAD_NUMPY_FROM = 1024
 _USE_NUMPY_FROM = 16
+# An EADD alone is 0.3 us without it.
+_LOAD_NUMPY_FOR_EADDS = 1 << 19
+_EADDS_AT_ONCE = 2048
 # The interleaved stream of so many pages (332 KiB) stays in a core's second-level cache.
 _PAGES_AT_ONCE = 64
 
@@ -100,6 +103,9 @@ class Measurement:
     def add_unmeasured(self, offset: int, secinfo_flags: int, count: int) -> None:
         """Update by EADD of `count` pages from `offset` on, whose contents are not measured."""
         update, pack = self._sha.update, _EADD.pack
+        if count >= _LOAD_NUMPY_FOR_EADDS or (count >= _EADDS_AT_ONCE and "numpy" in sys.modules):
+            _eadds_by_numpy(update, offset, secinfo_flags, count)
+            return
         end = offset + count * PAGE
         for start in range(offset, end, 256 * PAGE):
             stop = min(start + 256 * PAGE, end)
@@ -138,30 +144,60 @@ def _stream_by_struct(
 def _stream_by_numpy(
     update: Callable[[Any], None], offset: int, secinfo_flags: int, view: memoryview
 ) -> None:
-    # The stream of a few pages is laid out once; then only offsets and contents are rewritten.
+    stream = PageStream(_PAGES_AT_ONCE, secinfo_flags)
+    for first in range(0, len(view), _PAGES_AT_ONCE * PAGE):
+        update(stream.fill(offset + first, view[first : first + _PAGES_AT_ONCE * PAGE]))
+
+
+class PageStream:
+    """The stream of a few measured pages, laid out once; then only offsets and contents are rewritten."""
+
+    __slots__ = ("_chunk_of_page", "_contents", "_eadd", "_eextend", "_flat", "_pages")
+
+    def __init__(self, pages: int, secinfo_flags: int) -> None:
+        import numpy as np  # noqa: PLC0415
+
+        stream = np.zeros((pages, _MEASURED_PAGE), dtype=np.uint8)
+        eadd_words = stream[:, :_BLOCK].view("<u8")
+        chunks = stream[:, _BLOCK:].reshape(pages, CHUNKS_OF_PAGE, _BLOCK + CHUNK)
+        eextend_words = chunks[:, :, :_BLOCK].view("<u8")
+        # One 256-byte item a chunk: copied as a block rather than byte by byte.
+        self._contents = chunks[:, :, _BLOCK:].view(f"V{CHUNK}")[:, :, 0]
+        eadd_words[:, 0] = int.from_bytes(_TAG_EADD, "little")
+        eadd_words[:, 2] = secinfo_flags
+        eextend_words[:, :, 0] = int.from_bytes(_TAG_EEXTEND, "little")
+        self._eadd = eadd_words[:, 1]
+        self._eextend = eextend_words[:, :, 1]
+        self._pages = np.arange(pages, dtype=np.uint64) * np.uint64(PAGE)
+        self._chunk_of_page = np.arange(CHUNKS_OF_PAGE, dtype=np.uint64) * np.uint64(CHUNK)
+        self._flat = stream.reshape(-1)
+
+    def fill(self, offset: int, view: Buffer) -> Any:
+        """Return the stream of the pages in `view`, a whole number that is not more than there is room for."""
+        import numpy as np  # noqa: PLC0415
+
+        source = np.frombuffer(view, dtype=f"V{CHUNK}").reshape(-1, CHUNKS_OF_PAGE)
+        self._contents[: len(source)] = source
+        return self.move(offset, len(source))
+
+    def move(self, offset: int, count: int) -> Any:
+        """Return the stream of so many pages with the contents that are there: at first, zeros."""
+        import numpy as np  # noqa: PLC0415
+
+        self._eadd[:] = self._pages + np.uint64(offset)
+        self._eextend[:] = self._eadd[:, None] + self._chunk_of_page
+        return self._flat[: count * _MEASURED_PAGE]
+
+
+def _eadds_by_numpy(
+    update: Callable[[Any], None], offset: int, secinfo_flags: int, count: int
+) -> None:
     import numpy as np  # noqa: PLC0415
 
-    stream = np.zeros((_PAGES_AT_ONCE, _MEASURED_PAGE), dtype=np.uint8)
-    eadd_words = stream[:, :_BLOCK].view("<u8")
-    chunks = stream[:, _BLOCK:].reshape(_PAGES_AT_ONCE, CHUNKS_OF_PAGE, _BLOCK + CHUNK)
-    eextend_words = chunks[:, :, :_BLOCK].view("<u8")
-    # One 256-byte item a chunk: copied as a block rather than byte by byte.
-    contents = chunks[:, :, _BLOCK:].view(f"V{CHUNK}")[:, :, 0]
-
-    eadd_words[:, 0] = int.from_bytes(_TAG_EADD, "little")
-    eadd_words[:, 2] = secinfo_flags
-    eextend_words[:, :, 0] = int.from_bytes(_TAG_EEXTEND, "little")
-    eadd_offset = eadd_words[:, 1]
-    eextend_offset = eextend_words[:, :, 1]
-    pages = np.arange(_PAGES_AT_ONCE, dtype=np.uint64) * np.uint64(PAGE)
-    chunk_of_page = np.arange(CHUNKS_OF_PAGE, dtype=np.uint64) * np.uint64(CHUNK)
-
-    source = np.frombuffer(view, dtype=f"V{CHUNK}").reshape(-1, CHUNKS_OF_PAGE)
-    flat = stream.reshape(-1)
-    for first in range(0, len(source), _PAGES_AT_ONCE):
-        batch = source[first : first + _PAGES_AT_ONCE]
-        count = len(batch)
-        eadd_offset[:] = pages + np.uint64(offset + first * PAGE)
-        eextend_offset[:] = eadd_offset[:, None] + chunk_of_page
-        contents[:count] = batch
-        update(flat[: count * _MEASURED_PAGE])
+    blocks = np.zeros((_EADDS_AT_ONCE, _BLOCK // 8), dtype="<u8")
+    blocks[:, 0] = int.from_bytes(_TAG_EADD, "little")
+    blocks[:, 2] = secinfo_flags
+    offsets = np.arange(_EADDS_AT_ONCE, dtype=np.uint64) * np.uint64(PAGE)
+    for first in range(0, count, _EADDS_AT_ONCE):
+        blocks[:, 1] = offsets + np.uint64(offset + first * PAGE)
+        update(blocks[: count - first].reshape(-1).view(np.uint8))

@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Protocol
 from softsgx.arch.attributes import TCS_DBGOPTIN, TCS_INACTIVE
 from softsgx.arch.secinfo import EEXTEND_SIZE, PAGE_SIZE, SECINFO_PAGE_TYPE, SECINFO_TCS
 from softsgx.arch.structures import Tcs
+from softsgx.image.file import Part
 from softsgx.image.measurement import Measurement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-    from softsgx.image.file import Part
 
 # ECREATE refuses an enclave that is smaller.
 MINIMUM_SIZE = 2 * PAGE_SIZE
 # No processor has reported a larger CPUID.12H:EDX; it also bounds what a damaged file can ask for.
 MAXIMUM_SIZE = 1 << 36
 
-_PIECE = 1024 * PAGE_SIZE
+_PIECE = 256 * PAGE_SIZE
+# From here on a second thread pays, and what it takes to load numpy.
+_LONG = 1024 * PAGE_SIZE
 _ZEROS = bytes(PAGE_SIZE)
 
 
@@ -175,6 +176,10 @@ def measure_record(measurement: Measurement, record: PageRun | Chunks) -> None:
             measurement.eextend(record.offset + start, chunk)
     elif not record.measured:
         measurement.add_unmeasured(record.offset, record.secinfo_flags, record.length // PAGE_SIZE)
+    elif record.length >= _LONG and not record.is_tcs:
+        from softsgx.image.long_run import measure_long  # noqa: PLC0415
+
+        measure_long(measurement, record)
     else:
         for offset, content in record.pieces():
             measurement.add_pages(offset, record.secinfo_flags, content, measured=True)
@@ -243,7 +248,12 @@ def part_of(run: PageRun, start: int, end: int) -> list[PageRun]:
         return []
     data: Content | None = None
     if run.data is not None:
-        data = _Slice(run.data, start - run.offset, end - start)
+        first, length = start - run.offset, end - start
+        data = (
+            run.data.part(first, length)
+            if isinstance(run.data, Part)
+            else _Slice(run.data, first, length)
+        )
     return [replace(run, offset=start, length=end - start, data=data)]
 
 
