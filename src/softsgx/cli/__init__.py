@@ -30,6 +30,7 @@ VERBS = {
     "info": "show what this machine offers and what the platform claims",
     "top": "show what the platforms of running programs are doing",
     "measure": "compute the MRENCLAVE of an enclave file",
+    "diff": "say why two enclave files differ",
     "sign": "sign an enclave file: write its SIGSTRUCT",
     "lint": "say what a processor with SGX would punish, of an enclave file or a run",
 }

@@ -75,6 +75,17 @@ class Names:
             return ""
         return name + (f"+{offset - start:#x}" if offset > start else "")
 
+    def symbols(self, offset: int, length: int) -> list[str]:
+        """Return the symbols that have bytes there, by address."""
+        before = self.symbol(offset)
+        found = [before.split("+0x")[0]] if before else []
+        first = bisect_right(self._starts, offset)
+        for start in self._starts[first:]:
+            if start >= offset + length:
+                break
+            found.append(self._symbols[start][1])
+        return found
+
     def place(self, offset: int) -> str:
         """Return section and symbol of an offset in words, "" where it has neither."""
         sections, symbol = ", ".join(self.sections(offset, 1)), self.symbol(offset)
