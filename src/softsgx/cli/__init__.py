@@ -31,6 +31,9 @@ VERBS = {
     "top": "show what the platforms of running programs are doing",
     "measure": "compute the MRENCLAVE of an enclave file",
     "diff": "say why two enclave files differ",
+    "inspect": "show every field of an enclave file, a SIGSTRUCT, a report or a quote",
+    "verify": "verify an enclave file: its signature, its measurement and a policy",
+    "convert": "convert an enclave file to SGXS",
     "sign": "sign an enclave file: write its SIGSTRUCT",
     "lint": "say what a processor with SGX would punish, of an enclave file or a run",
 }

@@ -40,8 +40,8 @@ def read(
     enclaves = read_file(file, ssaframesize, libpal)
     if sigstruct is not None:
         given = File.open(sigstruct)
-        if not is_sigstruct(given):
-            given.damaged(0, f"not a SIGSTRUCT, which has {Sigstruct.SIZE} bytes")
+        if given.size != Sigstruct.SIZE:
+            given.damaged(0, f"a SIGSTRUCT is {Sigstruct.SIZE} bytes, this is {given.size}")
         content = given.read(0, Sigstruct.SIZE, "SIGSTRUCT")
         return tuple(
             replace(one, sigstruct=content, sigstruct_at=0, sigstruct_file=sigstruct)

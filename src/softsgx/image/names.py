@@ -35,9 +35,7 @@ class Names:
                 header = section.header
                 if header.sh_flags & _SHF_ALLOC and header.sh_size:
                     start = base + header.sh_addr
-                    self._sections.append(
-                        (start, start + header.sh_size, section.name.decode(errors="replace"))
-                    )
+                    self._sections.append((start, start + header.sh_size, _text(section.name)))
             for table in (b".dynsym", b".symtab"):
                 for name, symbol in elf.symbols(table):
                     kind = symbol.st_info & 0xF
@@ -50,7 +48,7 @@ class Names:
                     if len(symbols) < _MOST_SYMBOLS:
                         symbols[base + symbol.st_value] = (
                             symbol.st_size,
-                            name.decode(errors="replace"),
+                            _text(name),
                         )
         except SoftsgxError:
             pass
@@ -90,3 +88,9 @@ class Names:
         """Return section and symbol of an offset in words, "" where it has neither."""
         sections, symbol = ", ".join(self.sections(offset, 1)), self.symbol(offset)
         return " ".join(part for part in (sections, f"<{symbol}>" if symbol else "") if part)
+
+
+# A name is printed on a terminal, and whoever made the file chose it.
+def _text(name: bytes) -> str:
+    text = name.decode(errors="replace")
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)

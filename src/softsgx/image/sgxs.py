@@ -285,6 +285,17 @@ def _is_whole(stream: bytes, tag: bytes, offset: int) -> bool:
     return True
 
 
+def canonical(image: Image) -> Image:
+    """Return an image with its pages by ascending offset, what is measured of a page behind it."""
+    order = {id(record): number for number, record in enumerate(image.records)}
+
+    def place(record: PageRun | Chunks) -> tuple[int, int, int]:
+        page = record.offset & -PAGE_SIZE
+        return page, 1 if isinstance(record, Chunks) else 0, order[id(record)]
+
+    return Image(image.size, image.ssaframesize, tuple(sorted(image.records, key=place)))
+
+
 def write(image: Image, out: IO[bytes]) -> None:
     """Write an image as a stream; it is canonical where the image has its pages by ascending offset."""
     out.write(Ecreate(ECREATE, image.ssaframesize, image.size).encode())
