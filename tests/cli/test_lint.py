@@ -81,6 +81,24 @@ def test_a_file_that_does_not_fit(image: Any) -> None:
     assert lint(path, "--part", "1M").returncode == 0
 
 
+def test_what_a_loader_adds_is_counted(tmp_path: Path) -> None:
+    example, path = Path(__file__).parents[2] / "examples" / "hello", tmp_path / "enclave.elf"
+    flags = ["-O2", "-ffreestanding", "-fpie", "-mgeneral-regs-only", "-fno-stack-protector"]
+    flags += ["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noexecstack"]
+    flags += ["-Wl,-z,max-page-size=4096", f"-Wl,-T,{example / 'enclave.lds'}"]
+    sources = [example / "enclave.S", example / "enclave.c"]
+    subprocess.run(["cc", *flags, "-o", path, *sources], check=True)
+    command = [sys.executable, "-m", "softsgx", "measure", path, "--json"]
+    measured = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    told = json.loads(lint(path, "--json").stdout)["files"][0]
+    assert told["pages"] == measured["pages"]
+    # With the SECS and one VA page.
+    exactly = f"{4 * (measured['pages'] + 2)}K"
+    assert '"rule": "epc"' not in lint(path, "--json", "--part", exactly).stdout
+    short = f"{4 * (measured['pages'] + 1)}K"
+    assert '"rule": "epc"' in lint(path, "--json", "--part", short).stdout
+
+
 def test_a_run_that_does_not_fit(tmp_path: Path) -> None:
     part = PARTS["xeon-e-2276g"]
     fits, too_many = part.epc // 4096, part.epc // 4096 + 1

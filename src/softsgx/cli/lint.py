@@ -89,19 +89,31 @@ def _lint(path: str, part: tuple[str, Part] | None) -> dict[str, Any]:
         }
         for found in illegal.find(enclave, sgx2=part is None or part[1].sgx2)
     ]
+    pages = _pages(path, enclave.pages)
     notes = []
     if not enclave.functions:
         notes.append("no symbols: nothing is certain, for data may be taken for code")
-    if part is not None and enclave.pages is None:
+    if part is not None and pages is None:
         notes.append(
             "heap, stacks and threads are not in the file: run it with --stats-json, and lint that"
         )
-    elif part is not None and enclave.pages is not None:
+    elif part is not None and pages is not None:
         # With the SECS, and a VA slot for each of them.
-        pages = enclave.pages + 1
-        findings += _beyond(pages + -(-pages // _VA_SLOTS), part, "the file's pages")
-    kind = {"kind": enclave.kind, "pages": enclave.pages}
+        all_pages = pages + 1
+        findings += _beyond(all_pages + -(-all_pages // _VA_SLOTS), part, "the enclave's pages")
+    kind = {"kind": enclave.kind, "pages": pages}
     return {"file": path, **kind, "findings": findings, "notes": notes}
+
+
+def _pages(path: str, of_file: int | None) -> int | None:
+    """Return how many pages a loader adds; what the file alone has where no loader would take it."""
+    from softsgx.image import formats  # noqa: PLC0415
+
+    try:
+        # Of several, the newest loader's.
+        return formats.read(path)[0].image.pages
+    except SoftsgxError:
+        return of_file
 
 
 def _stats(path: str) -> dict[str, Any] | None:
