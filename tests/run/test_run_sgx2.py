@@ -44,3 +44,17 @@ def test_pages_come_and_go_with_an_epc_that_is_too_small(
 ) -> None:
     # Four times 96 pages, with the enclave's own 70, in 256.
     check(softsgx, before, "sgx2_pressure", "1", "96", options=("--epc", "1M"))
+
+
+def test_two_programs_whose_pages_come_and_go_share_an_epc(
+    softsgx: "Harness", before: list[str]
+) -> None:
+    program, words = softsgx.program("sgx2_pressure"), softsgx.enclave(base=HOLE)
+    one = " ".join(map(str, (program, *words, 1, 64)))
+    script = f"{one} & other=$!; {one} && wait $other"
+    ended = softsgx.complete(
+        [*before, *softsgx.command("sh", "-c", script, options=("--epc", "1M"))]
+    )
+    assert "not ok" not in ended.out, ended.out + ended.err
+    assert ended.out.count("finished\n") == 2, ended
+    assert ended.status == 0, ended
