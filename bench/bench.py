@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import at_rest
 import paging
 from measure import (
     HERE,
@@ -167,6 +168,11 @@ BENCHMARKS: dict[str, Callable[[], Result]] = {
     "reload-on-touch": paging.reload_on_touch,
     "page-cost-growth": paging.page_cost_growth,
     "driver-bytes-per-page": paging.driver_bytes_per_page,
+    "measure-16M": at_rest.measure_16m,
+    "measure-4G": at_rest.measure_4g,
+    "measure-heap": at_rest.measure_heap,
+    "measure-memory": at_rest.measure_memory,
+    "measure-start": at_rest.measure_start,
 }
 
 
