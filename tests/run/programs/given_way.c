@@ -294,7 +294,7 @@ static void mapped(void)
 {
 	const struct segment *data = &the_image.segment[3];
 	pid_t child = rival(), other;
-	int told[2], status;
+	int ready[2], told[2], status;
 	uint64_t at;
 	char byte;
 
@@ -305,16 +305,20 @@ static void mapped(void)
 	at = enclave.base + data->offset;
 	check(*(volatile uint64_t *)heap == next_word(1), "the heap is filled", "%#lx",
 	      *(volatile uint64_t *)heap);
-	if (pipe(told))
+	if (pipe(ready) || pipe(told))
 		fail("pipe");
 	other = fork_bound();
 	if (!other) {
-		if (*(volatile uint64_t *)heap != next_word(1) || read(told[0], &byte, 1) != 1)
+		if (*(volatile uint64_t *)heap != next_word(1) || write(ready[1], "", 1) != 1 ||
+		    read(told[0], &byte, 1) != 1)
 			_exit(1);
 		check_bus("a read by another process", heap, false);
 		check_bus("a write by another process", at, true);
 		_exit(failures);
 	}
+	/* It has read before the enclave has to give way. */
+	if (read(ready[0], &byte, 1) != 1)
+		fail("the other process");
 	give_way(child);
 	if (write(told[1], "", 1) != 1 || waitpid(other, &status, 0) != other)
 		fail("the other process");
