@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 from collections.abc import Callable
 from functools import partial
 from io import BytesIO
@@ -99,6 +100,19 @@ def test_a_group_that_never_ends_is_refused(make: dict[str, Any], tmp_path: Path
     path.write_bytes(endless)
     with pytest.raises(SoftsgxError, match="a group 4294967295 times, each 0x0 further"):
         formats.read(str(path))
+
+
+def test_a_small_file_does_not_make_us_hash_for_minutes(
+    make: dict[str, Any], tmp_path: Path
+) -> None:
+    content = make["open-enclave"]().content
+    stack = content.index(struct.pack("<QQQ", 3, 2, 2)) + 8
+    path = tmp_path / "huge"
+    path.write_bytes(content[:stack] + struct.pack("<Q", 1 << 21) + content[stack + 8 :])
+    with pytest.raises(SoftsgxError, match="16 GiB are measured that are not in the file"):
+        formats.read(str(path))
+    (enclave,) = formats.read(str(path), large=True)
+    assert enclave.image.pages > 2 << 21
 
 
 def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:

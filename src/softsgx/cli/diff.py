@@ -22,6 +22,8 @@ _NAMES = 8
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
+    from softsgx.cli.measure import add_large  # noqa: PLC0415
+
     parser.add_argument("first", metavar="A", help="an enclave, as `softsgx measure` reads it")
     parser.add_argument("second", metavar="B", help="another")
     parser.add_argument(
@@ -29,6 +31,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--libpal", metavar="FILE", help="Gramine's libpal.so, of A and B")
     parser.add_argument("--libpal-b", metavar="FILE", help="Gramine's libpal.so, of B if another")
+    add_large(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -37,10 +40,9 @@ def main(args: Namespace) -> int:
     from softsgx.image import difference, formats, stream  # noqa: PLC0415
     from softsgx.image.names import Names  # noqa: PLC0415
 
-    one = formats.read(args.first, ssaframesize=args.ssaframesize, libpal=args.libpal)[0]
-    other = formats.read(
-        args.second, ssaframesize=args.ssaframesize, libpal=args.libpal_b or args.libpal
-    )[0]
+    options = {"ssaframesize": args.ssaframesize, "large": args.large}
+    one = formats.read(args.first, libpal=args.libpal, **options)[0]
+    other = formats.read(args.second, libpal=args.libpal_b or args.libpal, **options)[0]
     names = Names(args.first, one), Names(args.second, other)
     hashes = stream.measure(one.image).hex(), stream.measure(other.image).hex()
     first = difference.first(one.image, other.image)

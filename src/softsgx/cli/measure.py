@@ -49,6 +49,16 @@ def add_reading(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="the SIGSTRUCT that belongs to FILE (default: the one in it, or FILE.sigstruct, .sig, .css)",
     )
+    add_large(parser)
+
+
+def add_large(parser: ArgumentParser) -> None:
+    """Declare the option that lifts the limit on what is measured without being in the file."""
+    parser.add_argument(
+        "--large",
+        action="store_true",
+        help="measure also more than 4 GiB of stack or heap, which are not in the file",
+    )
 
 
 def read(path: str, args: Namespace) -> tuple[Enclave, ...]:
@@ -56,7 +66,11 @@ def read(path: str, args: Namespace) -> tuple[Enclave, ...]:
     from softsgx.image import formats  # noqa: PLC0415
 
     return formats.read(
-        path, ssaframesize=args.ssaframesize, libpal=args.libpal, sigstruct=args.sigstruct
+        path,
+        ssaframesize=args.ssaframesize,
+        libpal=args.libpal,
+        sigstruct=args.sigstruct,
+        large=args.large,
     )
 
 

@@ -11,10 +11,13 @@ from softsgx.arch.structures import SIGSTRUCT_HEADER, Sigstruct
 from softsgx.errors import SoftsgxError
 from softsgx.image.elf_tables import ET_EXEC, MAGIC, Elf
 from softsgx.image.file import File
+from softsgx.image.stream import Fill
 
 if TYPE_CHECKING:
     from softsgx.image.enclave import Enclave
 
+# A second for each GiB.
+_MOST_FILLED = 4 << 30
 # What tools call the SIGSTRUCT that they put beside an enclave, or instead of its last suffix.
 _BESIDE = (".sigstruct", ".sig", ".css")
 
@@ -30,14 +33,27 @@ def read(
     ssaframesize: int = 1,
     libpal: str | None = None,
     sigstruct: str | None = None,
+    large: bool = False,
 ) -> tuple[Enclave, ...]:
     """Read the enclaves that a file describes, of several the one first that the newest loader takes.
 
     SSAFRAMESIZE is of formats that leave it to the host; `libpal` is Gramine's, for its manifests. A SIGSTRUCT that
-    lies beside the file belongs to it, unless `sigstruct` names another. SoftsgxError says file, offset and reason.
+    lies beside the file belongs to it, unless `sigstruct` names another. SoftsgxError says file, offset and reason;
+    without `large` also that a small file has gigabytes measured, which would take minutes.
     """
     file = File.open(path)
     enclaves = read_file(file, ssaframesize, libpal)
+    for enclave in enclaves:
+        filled = sum(
+            run.length
+            for run in enclave.image.runs
+            if run.measured and (run.data is None or isinstance(run.data, Fill))
+        )
+        if filled > _MOST_FILLED and not large:
+            raise SoftsgxError(
+                f"{path}: {filled >> 30} GiB are measured that are not in the file, a stack or heap of "
+                f"that size; --large measures them"
+            )
     if sigstruct is not None:
         given = File.open(sigstruct)
         if given.size != Sigstruct.SIZE:

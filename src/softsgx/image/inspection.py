@@ -37,7 +37,7 @@ def inspect(path: str, *, ssaframesize: int = 1, libpal: str | None = None) -> d
         return {"file": path, "kind": "einittoken", "einittoken": quote.as_fields(token)}
     if quote.is_quote(file):
         return {"file": path, "kind": "quote", "quote": quote.fields(file)}
-    enclaves = formats.read(path, ssaframesize=ssaframesize, libpal=libpal)
+    enclaves = formats.read(path, ssaframesize=ssaframesize, libpal=libpal, large=True)
     return {
         "file": path,
         "kind": "enclave",

@@ -47,6 +47,8 @@ _PAGE = _BLOCK + _CHUNKS_OF_PAGE * _CHUNK
 _AT_ONCE = 256
 # A page whose chunks do not come as a whole is kept in memory; no real stream has so many.
 _MOST_PARTIAL = 1 << 14
+# To find the page of a chunk that does not follow it, what was added is searched.
+_MOST_LOOKED_AT = 1 << 24
 
 
 @layout(size=64)
@@ -129,6 +131,7 @@ class _Reader:
         self._run: tuple[str, int, int, int, int] | None = None
         self._added: list[tuple[int, int]] = []
         self._partial: dict[int, tuple[bytearray, int]] = {}
+        self._looked_at = 0
         self.canonical = True
 
     def records(self) -> tuple[PageRun | Chunks, ...]:
@@ -236,6 +239,9 @@ class _Reader:
             return
         self._flush()
         for index in range(len(self._records) - 1, -1, -1):
+            self._looked_at += 1
+            if self._looked_at > _MOST_LOOKED_AT:
+                self._file.damaged(0, "chunks are too far from their pages, and too many")
             run = self._records[index]
             if isinstance(run, Chunks) or not run.offset <= page < run.offset + run.length:
                 continue
