@@ -204,3 +204,58 @@ def test_the_python_api_is_what_the_documentation_shows(enclave: str) -> None:
     assert stream.measure(found.image) == found.expected
     with pytest.raises(SoftsgxError, match="cannot read it: No such file"):
         formats.read(enclave + ".nothere")
+
+
+def openssl(*arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+def test_signing_in_two_steps_gives_the_same_sigstruct(
+    enclave: str, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = ("--production", "--isvprodid", "7", "--isvsvn", "3", "--date", "20240229")
+    digest, signature, public = (str(tmp_path / name) for name in ("tbs", "sig", "pub.pem"))
+    assert main(["sign", enclave, "--digest-out", digest, *fields]) == 0
+    openssl("dgst", "-sha256", "-sign", key, "-out", signature, digest)
+    openssl("rsa", "-in", key, "-pubout", "-out", public)
+    second = ("--signature", signature, "--public-key", public, "--digest", digest)
+    out = tmp_path / "two.sig"
+    assert main(["sign", enclave, *second, "--out", str(out)]) == 0
+    assert out.read_bytes() == Path(enclave).with_suffix(".sig").read_bytes()
+
+    changed = bytearray(Path(signature).read_bytes())
+    changed[100] ^= 1
+    Path(signature).write_bytes(changed)
+    assert main(["sign", enclave, *second]) == 2
+    assert f"{signature}: offset 0x0: " in capsys.readouterr().err
+    assert main(["sign", enclave, *second, "--key", key]) == 2
+    assert "one of --key, --digest-out and --signature" in capsys.readouterr().err
+    other = bytearray(Path(digest).read_bytes())
+    other[128 + 60] ^= 1  # of ENCLAVEHASH
+    Path(digest).write_bytes(other)
+    assert main(["sign", enclave, *second]) == 2
+    assert f"but that of {enclave} is {stream.measure(IMAGE).hex()}" in capsys.readouterr().err
+
+
+def test_fields_come_from_a_file_unless_an_option_says_otherwise(
+    enclave: str, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, out = tmp_path / "sign.toml", tmp_path / "configured.sig"
+    config.write_text(
+        "isvprodid = 9\nisvsvn = 2\nattributes = 0x84\nproduction = true\ndate = '20250102'\n"
+        f"isvfamilyid = '{16 * 'ab'}'\n"
+    )
+    options = ["sign", enclave, "--key", key, "--config", str(config), "--out", str(out)]
+    assert main([*options, "--isvsvn", "5"]) == 0
+    css = Sigstruct.decode(out.read_bytes())
+    assert (css.isvprodid, css.isvsvn, css.attributes, css.date) == (9, 5, 0x84, 0x20250102)
+    assert (css.isvfamilyid, css.attributemask) == (b"\xab" * 16, 2**64 - 1)
+    assert sigstruct.verify(out.read_bytes()) is None
+    for line, reason in (
+        ("isvprodid = 65536", "isvprodid: a number of 16 bits is wanted"),
+        ("key = 'key.pem'", "key: one of the options that name fields is wanted"),
+        ("debug = true\nproduction = true", "debug and production exclude each other"),
+    ):
+        config.write_text(line)
+        assert main(options) == 2
+        assert f"{config}: offset 0x0: {reason}\n" in capsys.readouterr().err

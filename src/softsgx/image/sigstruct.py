@@ -24,7 +24,7 @@ from softsgx.arch.structures import (
 from softsgx.errors import SoftsgxError
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
 
 KEY_BITS = 3072
 KEY_SIZE = KEY_BITS // 8
@@ -146,22 +146,69 @@ def sign(css: Sigstruct, key: RSAPrivateKey) -> bytes:
             f"SGX signs with RSA-{KEY_BITS} and exponent {SIGSTRUCT_EXPONENT}; "
             f"this key is RSA-{key.key_size} with exponent {numbers.e}"
         )
-    signature = int.from_bytes(
-        key.sign(signed_bytes(css.encode()), padding.PKCS1v15(), SHA256()), "big"
-    )
-    q1, square = divmod(signature * signature, numbers.n)
-    q2 = signature * square // numbers.n
+    signature = key.sign(signed_bytes(css.encode()), padding.PKCS1v15(), SHA256())
+    return assemble(css, key.public_key(), signature)
+
+
+def assemble(css: Sigstruct, key: RSAPublicKey, signature: bytes) -> bytes:
+    """Return the 1808 bytes of a SIGSTRUCT with a signature that was made elsewhere (384 bytes, big-endian).
+
+    It was made over signed_bytes(), by RSASSA-PKCS1-v1_5 with SHA-256. Whether it is right, verify() tells.
+    """
+    modulus, number = key.public_numbers().n, int.from_bytes(signature, "big")
+    if not 1 <= number < modulus or len(signature) != KEY_SIZE:
+        raise SoftsgxError(
+            f"a signature of this key has {KEY_SIZE} bytes, and is less than its modulus"
+        )
+    q1, square = divmod(number * number, modulus)
+    q2 = number * square // modulus
 
     def little(number: int) -> bytes:
         return number.to_bytes(KEY_SIZE, "little")
 
     return css.replace(
-        modulus=little(numbers.n),
+        modulus=little(modulus),
         exponent=SIGSTRUCT_EXPONENT,
-        signature=little(signature),
+        signature=little(number),
         q1=little(q1),
         q2=little(q2),
     ).encode()
+
+
+def to_be_signed(content: bytes) -> Sigstruct:
+    """Return a SIGSTRUCT without signer and signature of what is signed: the inverse of signed_bytes()."""
+    (_, end), (start, last) = SIGSTRUCT_SIGNED
+    return Sigstruct.decode(
+        (content[:end].ljust(start, b"\0") + content[end : end + last - start]).ljust(
+            Sigstruct.SIZE, b"\0"
+        )
+    )
+
+
+def load_public_key(path: str) -> RSAPublicKey:
+    """Read a PEM public key or certificate; SoftsgxError names the file and what is wrong with it."""
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey  # noqa: PLC0415
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key  # noqa: PLC0415
+    from cryptography.x509 import load_pem_x509_certificate  # noqa: PLC0415
+
+    try:
+        pem = Path(path).read_bytes()
+    except OSError as error:
+        raise SoftsgxError(f"{path}: cannot read the key: {error.strerror}") from error
+    try:
+        key = (
+            load_pem_x509_certificate(pem).public_key()
+            if b"BEGIN CERTIFICATE" in pem
+            else load_pem_public_key(pem)
+        )
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise SoftsgxError(f"{path}: not a PEM public key or certificate") from error
+    if not isinstance(key, RSAPublicKey) or (
+        key.key_size != KEY_BITS or key.public_numbers().e != SIGSTRUCT_EXPONENT
+    ):
+        raise SoftsgxError(f"{path}: SGX wants RSA-{KEY_BITS} with exponent {SIGSTRUCT_EXPONENT}")
+    return key
 
 
 def load_key(path: str) -> RSAPrivateKey:
