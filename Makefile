@@ -2,6 +2,8 @@
 # make setup     everything that the other targets need, in .venv (the second time is quick)
 # make demo      run an enclave program under softsgx
 # make test      the tests; make lint, make types: the other gates
+# make wheel     in dist/, for any Python from 3.11 on x86-64 Linux: installing it needs no compiler
+# make packages  the wheel and the source, installed where there is no compiler, and used
 # make conformance   the Linux kernel's own SGX selftests, under softsgx; SOFTSGX_OFFLINE=1 allows
 #                    that they cannot be tried
 # make programs  real programs, with and without softsgx run; INSTALL=1 lets apt-get bring them
@@ -21,11 +23,11 @@ PYTHON := $(shell for python in /usr/bin/python3 python3; do \
 endif
 CC ?= cc
 
-SOURCES := pyproject.toml meson.build $(shell find csrc src -type f ! -name '*.pyc' 2>/dev/null)
+SOURCES := pyproject.toml meson.build meson.options $(shell find csrc src -type f ! -name '*.pyc' 2>/dev/null)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint types conformance programs chaos kills bench clean
+.PHONY: setup demo test lint types wheel packages conformance programs chaos kills bench clean
 
 setup: $(VENV)/installed
 
@@ -50,7 +52,8 @@ $(VENV)/requirements.txt: pyproject.toml $(VENV)/bin/python
 	@mv $@.new $@
 
 $(VENV)/installed: $(VENV)/requirements.txt $(SOURCES)
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --force-reinstall .
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --force-reinstall \
+	--config-settings=setup-args=-Dvdso=enabled .
 	@touch $@
 
 demo: setup
@@ -65,6 +68,20 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy --strict src
+
+# meson-python takes whatever lies beside extension modules for one of this Python's, and names no manylinux. The image
+# needs neither: tests/packages/packages.sh looks.
+wheel: setup
+	rm -rf dist/*.whl build/wheel
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel \
+	--config-settings=setup-args=-Dvdso=enabled .
+	$(BIN)/python -m wheel tags --remove --python-tag py3 --abi-tag none --platform-tag manylinux_2_17_x86_64 \
+	build/wheel/*.whl
+	mkdir -p dist && mv build/wheel/*.whl dist/
+	@echo "dist/: $$(cd dist && echo *.whl)"
+
+packages: wheel demo
+	PATH="$(BIN):$$PATH" bash tests/packages/packages.sh
 
 conformance: setup
 	@PATH="$(BIN):$$PATH" bash conformance/run.sh; status=$$?; \

@@ -38,6 +38,9 @@ VERBS = {
     "lint": "say what a processor with SGX would punish, of an enclave file or a run",
 }
 
+# The others are for enclaves at rest, and work wherever Python does.
+_LINUX = ("run", "info", "top")
+
 _USAGE = "usage: softsgx VERB [OPTION...]"
 _ABOUT = """\
 The Intel SGX driver and processor in software: for development and tests, never for secrets.
@@ -79,6 +82,11 @@ def _dispatch(arguments: list[str]) -> int:
     if verb not in VERBS:
         given = f"there is no verb {verb!r}" if verb else "a verb is missing"
         raise SoftsgxError(f"{given}; the verbs are {', '.join(VERBS)} (softsgx --help)")
+    if verb in _LINUX and sys.platform != "linux":
+        others = ", ".join(other for other in VERBS if other not in _LINUX)
+        raise SoftsgxError(
+            f"{verb} needs x86-64 Linux, this is {sys.platform}; here work: {others}"
+        )
 
     # Not by importlib, which brings more than a start needs.
     module = __import__(f"softsgx.cli.{verb}", fromlist=["main"])

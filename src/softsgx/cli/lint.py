@@ -73,7 +73,15 @@ def _lint(path: str, part: tuple[str, Part] | None) -> dict[str, Any]:
     stats = _stats(path)
     if stats is not None:
         return _lint_run(path, stats, part)
-    from softsgx.image import code, illegal  # noqa: PLC0415
+    try:
+        from softsgx.image import code, illegal  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        # Not on every machine is there a wheel of it.
+        if error.name != "iced_x86":
+            raise
+        raise SoftsgxError(
+            f"{path}: lint reads instructions by the package iced-x86, which is not installed here"
+        ) from error
 
     enclave = code.read(path)
     findings: list[dict[str, Any]] = [

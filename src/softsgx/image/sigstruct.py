@@ -251,8 +251,12 @@ def generate_key(path: str) -> None:
     key = generate_private_key(public_exponent=SIGSTRUCT_EXPONENT, key_size=KEY_BITS)
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
+        # Never, not even for a moment, with the permissions that the umask leaves.
+        with open(path, "xb", opener=_private) as file:
             file.write(pem)
     except OSError as error:
         raise SoftsgxError(f"{path}: cannot write the key: {error.strerror}") from error
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -334,13 +334,16 @@ def xcr0() -> Probe:
     """Tell the components of XSAVE that the kernel has enabled: the most that XFRM can offer."""
     from softsgx.run.vdso import VdsoImage  # noqa: PLC0415 (its stubs are mapped when it is asked)
 
-    try:
-        value = VdsoImage.load().native_xgetbv()
-    except (SoftsgxError, OSError) as refused:
-        ok, found = False, str(refused)
-    else:
-        ok, found = True, f"{value:#x}"
     fix = "use a processor and a kernel with XSAVE"
+    try:
+        image = VdsoImage.load()
+    except SoftsgxError as refused:
+        ok, found, fix = False, "unknown", str(refused)
+    else:
+        try:
+            ok, found = True, f"{image.native_xgetbv():#x}"
+        except (SoftsgxError, OSError) as refused:
+            ok, found = False, str(refused)
     return Probe("XCR0", ESSENTIAL, ok, found, "bounds an enclave's XFRM", fix)
 
 

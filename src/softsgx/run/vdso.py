@@ -120,8 +120,9 @@ class VdsoImage:
             return cls(wanted, _read(wanted))
         except OSError as error:
             raise SoftsgxError(
-                f"{wanted}: no vDSO image ({error.strerror}); install the package, or build the image in"
-                f" the source tree: sh csrc/vdso/build.sh {wanted}"
+                f"{wanted}: no vDSO image ({error.strerror}): softsgx was built without a C compiler; install the"
+                " wheel for x86-64 Linux, or build it again with one (in the source tree:"
+                f" sh csrc/vdso/build.sh {wanted})"
             ) from None
 
     def answer_cpuid_by(self, rows: "tuple[CpuidRow, ...]") -> None:
