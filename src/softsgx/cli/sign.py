@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sign an enclave file: measure it and write its SIGSTRUCT, by a key in a file or in two steps by one elsewhere.
+"""Sign an enclave file: measure it and write its SIGSTRUCT, by a key in a file, or in two steps by one elsewhere.
 
 In two steps: --digest-out writes what is to be signed (RSASSA-PKCS1-v1_5, SHA-256), and where the signature has been made
 --signature, --public-key and --digest put the SIGSTRUCT together.
@@ -7,6 +7,7 @@ In two steps: --digest-out writes what is to be signed (RSASSA-PKCS1-v1_5, SHA-2
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
 from softsgx.errors import SoftsgxError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from softsgx.arch.structures import Sigstruct
 
 _WARNING = "Signed by software with a key in a file: for testing only."
+_ELSEWHERE = "Signed elsewhere; the signature was verified."
+_LARGEST_CONFIG = 1 << 20
 _NUMBERS = (
     ("isvprodid", 16, 0, "product of this signer"),
     ("isvsvn", 16, 0, "security version of the product"),
@@ -36,7 +39,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     from softsgx.cli.measure import add_reading  # noqa: PLC0415
 
     parser.add_argument("file", metavar="FILE", help="enclave, as `softsgx measure` reads it")
-    parser.add_argument("--key", metavar="KEY.pem", help="RSA-3072 private key with exponent 3")
+    parser.add_argument(
+        "--key",
+        metavar="KEY",
+        help="RSA-3072 private key with exponent 3: a PEM file",
+    )
     parser.add_argument(
         "--digest-out", metavar="FILE", help="first step: write the 256 bytes that are to be signed"
     )
@@ -53,7 +60,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--generate-key",
         action="store_true",
-        help="make KEY.pem first, if there is no such file yet",
+        help="make the PEM file first, if there is no such file yet",
     )
     parser.add_argument(
         "--out", metavar="FILE", help="where to write (default: the enclave's name + .sigstruct)"
@@ -82,65 +89,102 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def main(args: Namespace) -> int:
-    """Write the SIGSTRUCT and say what it holds; returns 0."""
-    from pathlib import Path  # noqa: PLC0415
-
+    """Write the SIGSTRUCT, or what is to be signed, and say what it holds; returns 0."""
     from softsgx.arch.structures import Sigstruct  # noqa: PLC0415
     from softsgx.cli.measure import describe, read  # noqa: PLC0415
     from softsgx.image import sigstruct, stream  # noqa: PLC0415
     from softsgx.image.inspection import debug_of  # noqa: PLC0415
 
-    ways = [args.key is not None, args.digest_out is not None, args.signature is not None]
-    if sum(ways) != 1:
-        raise SoftsgxError("one of --key, --digest-out and --signature says how to sign")
+    _require_one_way(args)
     _complete(args)
     image = read(args.file, args)[0].image
     mrenclave = stream.measure(image)
-    if args.signature is not None:
-        signed = _second_step(args, mrenclave)
-        css = Sigstruct.decode(signed)
-    else:
-        css = _fields(args, mrenclave)
     if args.digest_out is not None:
+        css = _fields(args, mrenclave)
         _write(args.digest_out, sigstruct.signed_bytes(css.encode()), "what is to be signed")
-        print(f"MRENCLAVE  {mrenclave.hex()}")
-        print(
-            f"written    {args.digest_out}: 256 bytes, to be signed by RSASSA-PKCS1-v1_5 with SHA-256"
+        facts = {"digest_file": args.digest_out}
+        note = "To be signed by RSASSA-PKCS1-v1_5 with SHA-256."
+    else:
+        signed = (
+            _second_step(args, mrenclave)
+            if args.signature is not None
+            else _by_key(args, _fields(args, mrenclave))
         )
-        return 0
-    if args.key is not None:
-        if args.generate_key and not Path(args.key).exists():
-            sigstruct.generate_key(args.key)
-        signed = sigstruct.sign(css, sigstruct.load_key(args.key))
-    out = args.out or args.file + ".sigstruct"
-    _write(out, signed, "the SIGSTRUCT")
-    mrsigner = sigstruct.mrsigner(signed[128:512]).hex()
-    note = _WARNING if args.key is not None else "Signed elsewhere."
+        css = Sigstruct.decode(signed)
+        out = args.out or args.file + ".sigstruct"
+        _write(out, signed, "the SIGSTRUCT")
+        facts = {"sigstruct": out, "mrsigner": sigstruct.mrsigner(css.modulus).hex()}
+        note = _ELSEWHERE if args.key is None else _WARNING
     if args.json:
         import json  # noqa: PLC0415
 
-        print(
-            json.dumps(
-                {
-                    "file": args.file,
-                    "sigstruct": out,
-                    "mrenclave": mrenclave.hex(),
-                    "mrsigner": mrsigner,
-                    "isvprodid": css.isvprodid,
-                    "isvsvn": css.isvsvn,
-                    "date": f"{css.date:08x}",
-                    "note": note,
-                }
-            )
-        )
+        said = {
+            "file": args.file,
+            **facts,
+            "mrenclave": mrenclave.hex(),
+            "isvprodid": css.isvprodid,
+            "isvsvn": css.isvsvn,
+            "date": f"{css.date:08x}",
+            "note": note,
+        }
+        print(json.dumps(said))
         return 0
     print(f"enclave    {args.file}: {describe(image)}")
     print(f"MRENCLAVE  {mrenclave.hex()}")
-    print(f"MRSIGNER   {mrsigner}  ({args.key or args.public_key})")
+    if "mrsigner" in facts:
+        name = args.public_key if args.key is None else args.key
+        print(f"MRSIGNER   {facts['mrsigner']}  ({name})")
     print(f"product    ISVPRODID {css.isvprodid}, ISVSVN {css.isvsvn}; starts {debug_of(css)}")
-    print(f"written    {out}: {len(signed)} bytes, dated {css.date:08x}")
+    if "digest_file" in facts:
+        print(f"written    {args.digest_out}: 256 bytes, dated {css.date:08x}")
+    else:
+        print(f"written    {facts['sigstruct']}: {css.SIZE} bytes, dated {css.date:08x}")
     print(note)
     return 0
+
+
+# What is left aside in silence would be taken for done.
+def _require_one_way(args: Namespace) -> None:
+    ways = ("key", "digest_out", "signature")
+    given = [_option(name) for name in ways if getattr(args, name) is not None]
+    if len(given) != 1:
+        raise SoftsgxError(
+            f"{' and '.join(given) or 'no key'} given; wanted is one of --key, --digest-out and "
+            "--signature"
+        )
+    if args.signature is not None and (args.public_key is None or args.digest is None):
+        raise SoftsgxError("--signature needs --public-key and --digest")
+    if args.generate_key and args.key is None:
+        raise SoftsgxError("--generate-key makes a file, which --key KEY.pem names")
+    if args.digest_out is not None and args.out is not None:
+        raise SoftsgxError("--out names the SIGSTRUCT, but --digest-out writes none yet")
+    if args.signature is None:
+        unused = [name for name in ("public_key", "digest") if getattr(args, name) is not None]
+        if unused:
+            raise SoftsgxError(f"{_option(unused[0])} is for --signature, the second step")
+        return
+    fields = ("config", "date", "debug", "production", *(name for name, *_ in _NUMBERS), *_IDS)
+    for name in fields:
+        value = getattr(args, name.replace("-", "_"))
+        # 0 was given.
+        if value is not None and value is not False:
+            raise SoftsgxError(
+                f"{_option(name)} given with --signature; the fields were signed in the first step"
+            )
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _by_key(args: Namespace, css: Sigstruct) -> bytes:
+    from pathlib import Path  # noqa: PLC0415
+
+    from softsgx.image import sigstruct  # noqa: PLC0415
+
+    if args.generate_key and not Path(args.key).exists():
+        sigstruct.generate_key(args.key)
+    return sigstruct.sign(css, sigstruct.load_key(args.key))
 
 
 def _complete(args: Namespace) -> None:
@@ -167,8 +211,10 @@ def _config(path: str) -> dict[str, Any]:
     from softsgx.image.file import File  # noqa: PLC0415
 
     file = File.open(path)
+    if file.size > _LARGEST_CONFIG:
+        file.damaged(_LARGEST_CONFIG, f"{file.size} bytes, too many for the fields of a SIGSTRUCT")
     try:
-        given = tomllib.loads(file.read(0, min(file.size, 1 << 20), "configuration").decode())
+        given = tomllib.loads(file.read(0, file.size, "configuration").decode())
     except (ValueError, RecursionError) as error:
         file.damaged(0, f"not TOML: {error}")
     bits = {name: width for name, width, _, _ in _NUMBERS}
@@ -184,7 +230,10 @@ def _config(path: str) -> dict[str, Any]:
                 good = False
             wanted = "16 bytes in hexadecimal, as a string"
         elif name == "date":
-            good, wanted = isinstance(value, str), 'a date, as "20240101"'
+            digits = value.strftime("%Y%m%d") if type(value) is date else value
+            given[name] = digits
+            good = isinstance(digits, str) and _is_date(digits)
+            wanted = 'a date, as 2024-01-31 or "20240131"'
         elif name in ("debug", "production"):
             good, wanted = isinstance(value, bool), "true or false"
         else:
@@ -225,29 +274,33 @@ def _fields(args: Namespace, mrenclave: bytes) -> Sigstruct:
 
 
 def _second_step(args: Namespace, mrenclave: bytes) -> bytes:
+    from softsgx.arch.structures import SIGSTRUCT_EXPONENT  # noqa: PLC0415
     from softsgx.image import sigstruct  # noqa: PLC0415
     from softsgx.image.file import File  # noqa: PLC0415
 
-    if args.public_key is None or args.digest is None:
-        raise SoftsgxError("--signature needs --public-key and --digest")
     digest = File.open(args.digest)
     if digest.size != 256:
         digest.damaged(0, f"{digest.size} bytes, but --digest-out writes 256")
-    css = sigstruct.to_be_signed(digest.read(0, 256, "what was signed"))
+    content = digest.read(0, 256, "what was signed")
+    css = sigstruct.to_be_signed(content)
+    foreign = sigstruct.format_error(css.replace(exponent=SIGSTRUCT_EXPONENT).encode())
+    # A record has no reserved bytes: those of the file would be lost in it.
+    if foreign is None and sigstruct.signed_bytes(css.encode()) != content:
+        foreign = "reserved bytes are not zero"
+    if foreign is not None:
+        digest.damaged(0, f"not what --digest-out wrote: {foreign}")
     if css.enclavehash != mrenclave:
         digest.damaged(
             0, f"of MRENCLAVE {css.enclavehash.hex()}, but that of {args.file} is {mrenclave.hex()}"
         )
+    key = sigstruct.load_public_key(args.public_key)
     signature = File.open(args.signature)
-    signed = sigstruct.assemble(
-        css,
-        sigstruct.load_public_key(args.public_key),
-        signature.read(0, min(signature.size, 385), "signature"),
-    )
-    refused = sigstruct.verify(signed)
-    if refused is not None:
-        signature.damaged(0, refused)
-    return signed
+    try:
+        # One byte more than there may be: what is longer is not read.
+        made = signature.read(0, min(signature.size, sigstruct.KEY_SIZE + 1), "signature")
+        return sigstruct.assemble(css, key, made)
+    except SoftsgxError as error:
+        signature.damaged(0, str(error))
 
 
 def _write(path: str, content: bytes, what: str) -> None:
@@ -285,17 +338,11 @@ _sixteen_bytes.__name__ = "16 bytes in hexadecimal"
 # SIGSTRUCT.DATE is BCD: the digits that a reader sees in hexadecimal.
 def _date(given: str | None) -> int:
     import os  # noqa: PLC0415
-    from datetime import UTC, datetime  # noqa: PLC0415
 
     if given is not None:
-        try:
-            text = datetime.strptime(given, "%Y%m%d").replace(tzinfo=UTC).strftime("%Y%m%d")
-        except ValueError:
-            text = ""
-        # strptime also takes shorter dates, such as 202611.
-        if text != given:
+        if not _is_date(given):
             raise SoftsgxError(f"--date {given}: not a date as YYYYMMDD")
-        return int(text, 16)
+        return int(given, 16)
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     if epoch is None:
         return int(datetime.now(UTC).strftime("%Y%m%d"), 16)
@@ -303,3 +350,11 @@ def _date(given: str | None) -> int:
         return int(datetime.fromtimestamp(int(epoch), UTC).strftime("%Y%m%d"), 16)
     except (ValueError, OverflowError, OSError) as error:
         raise SoftsgxError(f"SOURCE_DATE_EPOCH={epoch}: not a number of seconds") from error
+
+
+def _is_date(text: str) -> bool:
+    try:
+        # strptime also takes shorter dates, such as 202611.
+        return datetime.strptime(text, "%Y%m%d").replace(tzinfo=UTC).strftime("%Y%m%d") == text
+    except ValueError:
+        return False

@@ -153,26 +153,33 @@ def sign(css: Sigstruct, key: RSAPrivateKey) -> bytes:
 def assemble(css: Sigstruct, key: RSAPublicKey, signature: bytes) -> bytes:
     """Return the 1808 bytes of a SIGSTRUCT with a signature that was made elsewhere (384 bytes, big-endian).
 
-    It was made over signed_bytes(), by RSASSA-PKCS1-v1_5 with SHA-256. Whether it is right, verify() tells.
+    It was made over signed_bytes(), by RSASSA-PKCS1-v1_5 with SHA-256; SoftsgxError if it was not, or by another key.
     """
     modulus, number = key.public_numbers().n, int.from_bytes(signature, "big")
-    if not 1 <= number < modulus or len(signature) != KEY_SIZE:
+    if len(signature) != KEY_SIZE:
         raise SoftsgxError(
-            f"a signature of this key has {KEY_SIZE} bytes, and is less than its modulus"
+            f"a signature of RSA-{KEY_BITS} has {KEY_SIZE} bytes, this {len(signature)}"
+            f"{'' if len(signature) < KEY_SIZE else ' or more'}"
         )
+    if not 1 <= number < modulus:
+        raise SoftsgxError("not a signature by this key: it is not between 1 and its modulus")
     q1, square = divmod(number * number, modulus)
     q2 = number * square // modulus
 
     def little(number: int) -> bytes:
         return number.to_bytes(KEY_SIZE, "little")
 
-    return css.replace(
+    signed = css.replace(
         modulus=little(modulus),
         exponent=SIGSTRUCT_EXPONENT,
         signature=little(number),
         q1=little(q1),
         q2=little(q2),
     ).encode()
+    refused = signature_error(signed)
+    if refused is not None:
+        raise SoftsgxError(refused)
+    return signed
 
 
 def to_be_signed(content: bytes) -> Sigstruct:
