@@ -299,6 +299,8 @@ def test_a_file_of_anything_is_refused_in_one_line(
         (["--key", "k", "--public-key", "p"], "--public-key is for --signature"),
         (["--digest-out", "d", "--digest", "d"], "--digest is for --signature"),
         (["--digest-out", "d", "--generate-key"], "--generate-key makes a file"),
+        (["--key", "pkcs11:object=x", "--generate-key"], "--generate-key makes a file"),
+        (["--key", "pkcs11:object=x"], "pkcs11:object=x: names no library"),
         (["--digest-out", "d", "--out", "o"], "--out names the SIGSTRUCT, but --digest-out"),
         ([*SECOND, "--isvsvn", "0"], "--isvsvn given with --signature; the fields were signed"),
         ([*SECOND, "--attribute-mask", "1"], "--attribute-mask given with --signature"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sign an enclave file: measure it and write its SIGSTRUCT, by a key in a file, or in two steps by one elsewhere.
+"""Sign an enclave file: measure it and write its SIGSTRUCT, by a key in a file, in a token, or in two steps elsewhere.
 
 In two steps: --digest-out writes what is to be signed (RSASSA-PKCS1-v1_5, SHA-256), and where the signature has been made
 --signature, --public-key and --digest put the SIGSTRUCT together.
@@ -42,7 +42,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--key",
         metavar="KEY",
-        help="RSA-3072 private key with exponent 3: a PEM file",
+        help="RSA-3072 private key with exponent 3: a PEM file, or a PKCS#11 URI (pkcs11:object=...)",
     )
     parser.add_argument(
         "--digest-out", metavar="FILE", help="first step: write the 256 bytes that are to be signed"
@@ -114,7 +114,7 @@ def main(args: Namespace) -> int:
         out = args.out or args.file + ".sigstruct"
         _write(out, signed, "the SIGSTRUCT")
         facts = {"sigstruct": out, "mrsigner": sigstruct.mrsigner(css.modulus).hex()}
-        note = _ELSEWHERE if args.key is None else _WARNING
+        note = _ELSEWHERE if args.key is None or _in_token(args.key) else _WARNING
     if args.json:
         import json  # noqa: PLC0415
 
@@ -132,7 +132,9 @@ def main(args: Namespace) -> int:
     print(f"enclave    {args.file}: {describe(image)}")
     print(f"MRENCLAVE  {mrenclave.hex()}")
     if "mrsigner" in facts:
-        name = args.public_key if args.key is None else args.key
+        # Of a URI only what names the key: behind the question mark there may be a PIN.
+        key = args.public_key if args.key is None else args.key
+        name = key.partition("?")[0] if _in_token(key) else key
         print(f"MRSIGNER   {facts['mrsigner']}  ({name})")
     print(f"product    ISVPRODID {css.isvprodid}, ISVSVN {css.isvsvn}; starts {debug_of(css)}")
     if "digest_file" in facts:
@@ -154,7 +156,7 @@ def _require_one_way(args: Namespace) -> None:
         )
     if args.signature is not None and (args.public_key is None or args.digest is None):
         raise SoftsgxError("--signature needs --public-key and --digest")
-    if args.generate_key and args.key is None:
+    if args.generate_key and (args.key is None or _in_token(args.key)):
         raise SoftsgxError("--generate-key makes a file, which --key KEY.pem names")
     if args.digest_out is not None and args.out is not None:
         raise SoftsgxError("--out names the SIGSTRUCT, but --digest-out writes none yet")
@@ -177,11 +179,19 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def _in_token(key: str) -> bool:
+    return key.startswith("pkcs11:")
+
+
 def _by_key(args: Namespace, css: Sigstruct) -> bytes:
     from pathlib import Path  # noqa: PLC0415
 
     from softsgx.image import sigstruct  # noqa: PLC0415
 
+    if _in_token(args.key):
+        from softsgx.image import pkcs11  # noqa: PLC0415
+
+        return pkcs11.sign(css, pkcs11.KeyUri(args.key))
     if args.generate_key and not Path(args.key).exists():
         sigstruct.generate_key(args.key)
     return sigstruct.sign(css, sigstruct.load_key(args.key))
