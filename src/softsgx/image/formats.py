@@ -95,6 +95,8 @@ def read_file(file: File, ssaframesize: int = 1, libpal: str | None = None) -> t
         from softsgx.image import gramine  # noqa: PLC0415
 
         return gramine.read(file, libpal)
+    if begin.startswith(b"version https://git-lfs"):
+        file.damaged(0, "a pointer of Git LFS, not the file: git lfs pull brings it")
     return file.damaged(0, "neither ELF, SGXS, a Gramine manifest nor a SIGSTRUCT")
 
 
