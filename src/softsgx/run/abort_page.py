@@ -2,7 +2,8 @@
 """An access to enclave memory from outside: it reads all ones, and what it writes is dropped (SDM 38.3).
 
 Owns nothing. The instruction is executed by its own thread, in one step, with the register that its address comes
-from pointed at memory of ours that is full of ones; then the register is what it would have become.
+from pointed at memory of ours that is full of ones; then the register is what it would have become. Each thread has
+such memory of its own meanwhile, for what one drops another must not read.
 """
 
 from iced_x86 import (
@@ -46,14 +47,25 @@ def touch(tracee: Tracee) -> bool:
         return False
     instruction = decoder.decode()
     moved = _redirected(tracee, instruction)
-    if not moved or not _place(tracee):
+    mm = tracee.mm
+    ones = _ones(tracee) if moved else 0
+    if not ones:
         return False
+    try:
+        _carry_out(tracee, instruction, moved, ones)
+    finally:
+        mm.abort_pages.append(ones)
+    return True
+
+
+def _carry_out(tracee: Tracee, instruction: Instruction, moved: dict[str, int], ones: int) -> None:
+    regs = tracee.regs
     before = regs.copy()
     for number, (name, address) in enumerate(moved.items()):
-        middle = tracee.mm.abort_page + (2 * number + 1) * _ROOM
+        middle = ones + (2 * number + 1) * _ROOM
         setattr(regs, name, getattr(regs, name) + middle + address % _LINE - address & _ALL)
     shifts = {name: getattr(regs, name) - getattr(before, name) for name in moved}
-    tracee.mm.write(tracee.mm.abort_page, b"\xff" * _SIZE)
+    tracee.mm.write(ones, b"\xff" * _SIZE)
     tracee.store_regs()
     info = _step(tracee, before.rip)
     after = tracee.load_regs()
@@ -66,12 +78,11 @@ def touch(tracee: Tracee) -> bool:
     if info:
         signal = SIGINFO_HEAD.unpack_from(info)[0]
         deliver(tracee, signal, info)
-        return True
+        return
     unforce(tracee, n.SIGTRAP)
     tracee.borrowed = False
     tracee.store_regs()
     tracee.go_on()
-    return True
 
 
 def _redirected(tracee: Tracee, instruction: Instruction) -> dict[str, int]:
@@ -132,25 +143,23 @@ def _loaded(instruction: Instruction) -> dict[str, int]:
     return loaded
 
 
-def _place(tracee: Tracee) -> bool:
-    """Make the memory that stands for the abort page, once in an address space."""
+def _ones(tracee: Tracee) -> int:
+    """Give memory that stands for the abort page and that no other thread uses; 0 where there is none."""
     mm = tracee.mm
-    if not mm.abort_page:
-        with tracee.injecting() as injector:
-            base = injector.call(
-                n.SYS_MMAP,
-                0,
-                _SIZE,
-                n.PROT_READ | n.PROT_WRITE,
-                n.MAP_PRIVATE | n.MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        tracee.borrowed = True
-        if failed(base):
-            return False
-        mm.abort_page = base
-    return True
+    if mm.abort_pages:
+        return mm.abort_pages.pop()
+    with tracee.injecting() as injector:
+        base = injector.call(
+            n.SYS_MMAP,
+            0,
+            _SIZE,
+            n.PROT_READ | n.PROT_WRITE,
+            n.MAP_PRIVATE | n.MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    tracee.borrowed = True
+    return 0 if failed(base) else base
 
 
 def _step(tracee: Tracee, rip: int) -> bytes:

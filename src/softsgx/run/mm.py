@@ -40,7 +40,8 @@ class Mm:
         self.scratch = 0  # readable memory beside it for what an injected call reads
         self.scratch_used = 0  # of it, so much has been lent at a time
         self.slots: list[int] = []  # what of that is free
-        self.abort_page = 0  # memory for instructions that touch an enclave from outside
+        # Memory for instructions that touch an enclave from outside: what no thread uses just now.
+        self.abort_pages: list[int] = []
         self.records = 0  # where the record table is mapped
         self.aep = 0  # the ENCLU of our vDSO
         self.handle_exception = 0
@@ -88,7 +89,7 @@ class Mm:
         child.path_sites_left = set(self.path_sites_left)
         child.changed_pages = set(self.changed_pages)
         child.text = list(self.text)
-        child.abort_page = self.abort_page
+        child.abort_pages = list(self.abort_pages)
         child.records = self.records
         child.aep = self.aep
         child.handle_exception = self.handle_exception

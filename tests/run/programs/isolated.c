@@ -128,6 +128,30 @@ static void refusals(void)
 	check_equal("after all", inside(), SECRET);
 }
 
+static volatile bool enough;
+
+static void *storing(void *argument)
+{
+	while (!enough)
+		*(volatile uint64_t *)kept = SECRET;
+	return NULL;
+}
+
+/* What one thread drops is not what another reads. */
+static void beside_each_other(void)
+{
+	pthread_t thread;
+	int seen = 0;
+
+	if (pthread_create(&thread, NULL, storing, NULL))
+		fail("pthread_create");
+	for (int i = 0; i < 1000; i++)
+		seen += *(volatile uint64_t *)kept != ONES;
+	enough = true;
+	pthread_join(thread, NULL);
+	check_equal("what another thread stores is not seen", seen, 0);
+}
+
 int main(int argc, char **argv)
 {
 	struct op put = { .code = OP_PUT, .a = SECRET };
@@ -147,6 +171,7 @@ int main(int argc, char **argv)
 	}
 	wait(&status);
 	check_equal("the child's failures", status, 0);
+	beside_each_other();
 	refusals();
 	return finish();
 }
