@@ -160,7 +160,10 @@ def test_what_cannot_be_done_is_an_error(softsgx: Any) -> None:
             assert client.ask(packet) == b"", packet
         assert client.ask(b"Hg7fffffff") == b"E03"
         assert client.ask(b"T7fffffff") == b"E03"
-        assert client.ask(b"mxyz,1") == b"E16"
+        # No number at all, or none that a register holds.
+        for text in (b"xyz", b"-1", b"0x10", b"1_0", b" 1", b"1" + b"0" * 16):
+            for packet in (b"m%b,1", b"M%b,1:00", b"p%b", b"s%b", b"C05;%b", b"z0,%b,1"):
+                assert client.ask(packet % text) == b"E16", packet % text
         client.socket.sendall(b"$?#00")
         assert client._byte() == b"-"
         client.ok(b"QStartNoAckMode")
@@ -502,6 +505,18 @@ def test_gdb_may_go_and_come_back(softsgx: Any) -> None:
         assert last.resume().kind == "W"
         last.close()
         assert softsgx.end_of(process).status == 0
+
+
+def test_gdb_may_go_before_it_is_answered(softsgx: Any) -> None:
+    with waiting(softsgx, *arguments(softsgx, "debug")) as (process, client, _):
+        client.ask(b"?")
+        # All of it is there when the first acknowledgement finds nobody.
+        os.kill(process.pid, signal.SIGSTOP)
+        client.socket.sendall(b"$?#3f" * 100 + b"\x03")
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        os.kill(process.pid, signal.SIGCONT)
+        ended(process, softsgx)
 
 
 def test_a_killed_program_is_told_of(softsgx: Any) -> None:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _PACKET_SIZE = 0x4000
 _AT_SYSINFO_EHDR = 33
 _ESRCH = 3
+_DIGITS = frozenset(b"0123456789abcdefABCDEF")
+_HEX_DIGITS = 16
 # Z1, Z2 and Z4: what DR7 has as R/W; no processor tells reads alone. And its LEN, by bytes.
 _ON = {1: ptrace.ON_EXECUTION, 2: 1, 4: 3}
 _LENGTHS = {1: 0, 2: 1, 4: 3, 8: 2}
@@ -64,6 +66,9 @@ class _Bad(Exception):
 
 
 def _hex(text: bytes) -> int:
+    # int() takes signs and spaces too, and numbers that no register holds.
+    if len(text) > _HEX_DIGITS or not _DIGITS.issuperset(text):
+        raise _Bad
     try:
         return int(text, 16)
     except ValueError:

@@ -204,7 +204,8 @@ class GdbStub:
             debugger.interrupt(0)
 
     def _receive(self) -> None:
-        if self._connection is None or self._commands is None:
+        commands = self._commands
+        if self._connection is None or commands is None:
             return
         try:
             data = self._connection.recv(_RECEIVED)
@@ -216,11 +217,14 @@ class GdbStub:
             self._disconnect()
             return
         for packet in self._packets.feed(data):
+            if self._commands is not commands:
+                # It was gone before all could be acknowledged.
+                return
             if packet == wire.INTERRUPT:
-                if self._commands.awaited:
+                if commands.awaited:
                     self._debugger.interrupt(signals.SIGINT)
                 continue
-            if self._commands.acknowledges:
+            if commands.acknowledges:
                 self._raw(b"+" if packet is not None else b"-")
             if packet is not None:
                 self._queue.append(packet)
