@@ -44,6 +44,7 @@ from softsgx.cpu.secs import SecsPage
 from softsgx.cpu.tracking import (
     CHILDREN,
     eblock,
+    eblock_page,
     erdinfo,
     etrack,
     etrackc,
@@ -55,6 +56,7 @@ from softsgx.errors import Fault
 
 __all__ = [
     "eblock",
+    "eblock_page",
     "eldb",
     "eldbc",
     "eldu",

@@ -46,8 +46,13 @@ def eblock(cpu: Processor, rcx: int) -> LeafCode:
     epc = cpu.epc
     if rcx % PAGE_SIZE:
         raise Fault.gp("the EPC address is not page aligned")
-    page = epc.resolve(rcx)
-    if _modified(epc, page):
+    return eblock_page(cpu, epc.resolve(rcx))
+
+
+def eblock_page(cpu: Processor, page: PageIndex) -> LeafCode:
+    """EBLOCK, as the driver uses it."""
+    epc = cpu.epc
+    if epc.busy and _modified(epc, page):
         return LeafCode.EPC_PAGE_CONFLICT
     word = epc.words[page]
     if not word & EPCM_VALID:

@@ -329,12 +329,9 @@ class Encl(EnclEpc):
             raise ValueError(f"page {index:#x} is not evicted")
         return slot
 
-    def set_evicted(self, index: int, slot: int) -> None:
-        """Record that EWB has taken a page out."""
-        if index == self.secs_index:
-            self.secs_page, self._secs_slot = None, slot
-        else:
-            self.page_array.set_evicted(self.base // PAGE_SIZE + index, slot)
+    def set_secs_evicted(self, slot: int) -> None:
+        """Record that EWB has taken the SECS out."""
+        self.secs_page, self._secs_slot = None, slot
 
     def set_resident(self, index: int, page: PageIndex) -> None:
         """Record that ELDU has brought a page back."""
@@ -391,11 +388,12 @@ class Encl(EnclEpc):
         if not self._unzapped and isinstance(self.elrange, MemfdElrange):
             self.elrange.discard_kept()
 
-    def load_page_in_vma(self, address: int, vma_prot: int) -> str | None:
+    def load_page_in_vma(self, address: int, vma_prot: int, end: int = 0) -> str | None:
         """Answer a fault in a VMA of protection ``vma_prot``: None if the page may be mapped, else why it is SIGBUS.
 
-        INITIALIZED does not matter (sgx_encl_load_page_in_vma). A page that was evicted is brought back.
-        EpcExhausted, BackingStalled: the access is to be made again.
+        INITIALIZED does not matter (sgx_encl_load_page_in_vma). A page that was evicted is brought back; with
+        ``end``, where the VMA ends, others may come with it. EpcExhausted, BackingStalled: the access is to
+        be made again.
         """
         page = address // PAGE_SIZE
         run = self.page_array.find(page)
@@ -407,6 +405,8 @@ class Encl(EnclEpc):
                 f"the mapping allows {vma_prot:#x}, the page at {address:#x} {run.vm_max_prot:#x}"
             )
         if run.evicted(page):
+            if end and self.reclaimer.read_ahead.touched(self, page, end // PAGE_SIZE):
+                return None
             try:
                 self.reclaimer.load(self, self.index(address))
             except DriverError as error:
@@ -414,10 +414,6 @@ class Encl(EnclEpc):
             if self.dead:
                 return f"the enclave has no page at {address:#x}, for it was killed"
         return None
-
-    def brought_in(self, address: int, end: int) -> None:
-        """Hear that a page was brought in for its touch; what follows it up to ``end`` may come too."""
-        self.reclaimer.read_ahead.touched(self, address // PAGE_SIZE, end // PAGE_SIZE)
 
     @property
     def augments(self) -> bool:

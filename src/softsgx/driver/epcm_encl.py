@@ -28,8 +28,8 @@ class EpcmEncl(Encl):
         """Return the same: SECINFO's permissions are those of the mapping."""
         return self.page_prot(run, prot)
 
-    def load_page_in_vma(self, address: int, vma_prot: int) -> str | None:  # noqa: ARG002 - any VMA will do
+    def load_page_in_vma(self, address: int, vma_prot: int, end: int = 0) -> str | None:  # noqa: ARG002 - any VMA will do
         """Answer a fault as Encl does, but once the enclave is initialized only, and in any VMA."""
         if not self.initialized:
             return f"the enclave is not initialized: nothing is mapped at {address:#x}"
-        return super().load_page_in_vma(address, 0)
+        return super().load_page_in_vma(address, 0, end)

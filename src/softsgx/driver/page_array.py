@@ -219,17 +219,20 @@ class PageArray:
 
     def set_resident(self, page: int, epc: int) -> None:
         """Record that a page is in an EPC page; KeyError if the enclave has no such page."""
-        self._set(page, epc)
-
-    def set_evicted(self, page: int, slot: int) -> None:
-        """Record that a page is out, its version in a VA slot; KeyError as above."""
-        self._set(page, -1 - slot)
-
-    def _set(self, page: int, where: int) -> None:
         run = self.find(page)
         if run is None:
             raise KeyError(page)
-        run.epc[page - run.first] = where
+        run.epc[page - run.first] = epc
+
+    def set_evicted(self, pages: Iterable[int], slots: Iterable[int]) -> None:
+        """Record that pages are out, their versions in VA slots; KeyError as above."""
+        run: PageRun | None = None
+        for page, slot in zip(pages, slots, strict=True):
+            if run is None or not run.first <= page < run.end:
+                run = self.find(page)
+            if run is None:
+                raise KeyError(page)
+            run.epc[page - run.first] = -1 - slot
 
     def clear(self) -> None:
         """Forget all pages."""

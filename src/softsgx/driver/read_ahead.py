@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from softsgx.driver.page_array import PageRun
     from softsgx.driver.reclaim import Reclaimer
 
-# So many pages after the second touch in order, then twice as many each time.
+# So many pages beside the second touch in order, then twice as many each time.
 _FIRST = 4
-READ_AHEAD_MOST = 16
+# 128 KiB, as Linux reads ahead of files by default (VM_READAHEAD_PAGES).
+READ_AHEAD_MOST = 32
 
 
 class ReadAhead:
@@ -38,22 +39,23 @@ class ReadAhead:
         """Forget an enclave."""
         self._walks.pop(encl, None)
 
-    def touched(self, encl: "Encl", page: int, end: int) -> None:
-        """Hear that a linear page was brought in for a touch, and bring in what follows, up to ``end``.
+    def touched(self, encl: "Encl", page: int, end: int) -> bool:
+        """Hear of the touch of a linear page that is out; True if it was brought in with what follows it.
 
-        Nobody has asked for that: whatever stands against it, it is left.
+        That ends before ``end``. Nobody has asked for what follows: whatever stands against it, it is
+        left. What stands against the page itself is for the driver to find out when it loads it alone.
         """
         due, window = self._walks.get(encl, (-1, 0))
-        if page != due or encl.dead:
+        if page != due:
             self._walks[encl] = page + 1, 0
-            return
+            return False
         window = min(max(2 * window, _FIRST), self._most)
+        count = min(window, (self._reclaimer.allocator.free_pages - 1) // 2)
         run = encl.page_array.find(page)
-        count = 0
-        if run is not None:
-            window = min(window, self._reclaimer.allocator.free_pages // 2)
-            count = self._bring_in(encl, run, page + 1, min(end, run.end, page + 1 + window))
-        self._walks[encl] = page + 1 + count, window
+        if run is not None and count > 0:
+            count = self._bring_in(encl, run, page, min(end, run.end, page + 1 + count))
+        self._walks[encl] = page + max(count, 1), window
+        return run is not None and count > 0
 
     def _bring_in(self, encl: "Encl", run: "PageRun", first: int, end: int) -> int:
         page = first

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from softsgx.arch.secinfo import PAGE_SIZE, VA_SLOTS
 from softsgx.cpu.epc import Epc, PageIndex
-from softsgx.cpu.paging import eblock, eldu_page, etrack, ewb_pages, held, tlb_shootdown
+from softsgx.cpu.paging import eblock_page, eldu_page, etrack, ewb_pages, held, tlb_shootdown
 from softsgx.driver.backing import BackingFault, BackingStalled
 from softsgx.driver.page_array import neighbours
 from softsgx.driver.read_ahead import ReadAhead
@@ -292,7 +292,7 @@ class Reclaimer:
         for page in pages:
             at = victims[page]
             stays = at not in encl.reclaiming or at in kept
-            if stays or eblock(cpu, Epc.address(PageIndex(page))):
+            if stays or eblock_page(cpu, PageIndex(page)):
                 young.append(page)
             else:
                 blocked.append(page)
@@ -314,16 +314,21 @@ class Reclaimer:
             code, done = ewb_pages(self.cpu, batch, va.pages[number], slots)
             if code or len(done) < len(batch):
                 raise RuntimeError(f"EWB of {batch} returned {code.name} after {len(done)}")
+            first = encl.base // PAGE_SIZE
             evicted = [
-                (encl.secs_index if page == secs else encl.index(linaddr), contents, pcmd)
+                (encl.secs_index if page == secs else linaddr // PAGE_SIZE - first, contents, pcmd)
                 for page, (linaddr, contents, pcmd) in zip(batch, done, strict=True)
             ]
             stalls = encl.backing.stalls
             stored = encl.backing.store(evicted)
-            for index, slot in zip((e[0] for e in evicted), slots, strict=True):
-                encl.set_evicted(index, number * VA_SLOTS + slot)
             if batch == [secs]:
+                encl.set_secs_evicted(number * VA_SLOTS + slots[0])
                 del self._encls[batch[0]]
+            else:
+                encl.page_array.set_evicted(
+                    (first + page[0] for page in evicted),
+                    [number * VA_SLOTS + slot for slot in slots],
+                )
             if stored < len(batch):
                 self._take_back(encl, batch[stored:], evicted[stored:], stalls)
                 batch, evicted = batch[:stored], evicted[:stored]

@@ -55,7 +55,7 @@ _TOP = 1 << 64
 _UNKNOWN = -1
 
 # What UFFDIO_COPY copies from.
-_pages = bytearray(READ_AHEAD_MOST * n.PAGE_SIZE)
+_pages = bytearray((1 + READ_AHEAD_MOST) * n.PAGE_SIZE)
 _pages_at = ctypes.addressof((ctypes.c_char * len(_pages)).from_buffer(_pages))
 
 
@@ -346,7 +346,10 @@ class EnclaveMap:
         try:
             fcntl.ioctl(self._uffd, _UFFDIO_COPY, argument, True)
         except OSError:
-            length = max(_COPY.unpack(argument)[4], 0)
+            end, length = address + length, max(_COPY.unpack(argument)[4], 0)
+            if mode:
+                # What is put there in another way is not to be written either.
+                self._write_protect(address + length, end, _PROTECT)
         if length:
             self.placed = address
         return length

@@ -89,11 +89,7 @@ def _loaded(enclaves: "EnclaveMap", vma: "EnclaveVma", page: int, *, ahead: bool
     enclaves.placed = -1
     elrange.place = enclaves.place if vma.watched else None
     try:
-        loaded = encl.load_page_in_vma(page, vma.prot) is None
-        if ahead and enclaves.placed == page:
-            encl.brought_in(page, vma.end)
-            enclaves.placed = page
-        return loaded
+        return encl.load_page_in_vma(page, vma.prot, vma.end if ahead else 0) is None
     finally:
         elrange.place = None
 
