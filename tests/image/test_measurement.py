@@ -4,13 +4,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import random
+import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softsgx.image import measurement
+from softsgx.errors import SoftsgxError
+from softsgx.image import long_run, measurement
+from softsgx.image.file import File
 from softsgx.image.measurement import CHUNK, PAGE, Measurement
+from softsgx.image.stream import Fill, PageRun
 
 pytest.importorskip("numpy")
 
@@ -126,3 +134,41 @@ def test_a_part_of_a_page_or_chunk_is_refused() -> None:
         Measurement().add_pages(0, 0x201, bytes(100), True)
     with pytest.raises(ValueError, match="256 bytes"):
         Measurement().eextend(0, bytes(255))
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+@pytest.mark.parametrize("content", ["file", "fill", "zeros"])
+def test_a_long_run_measures_as_its_pages_do(
+    content: str, threaded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    length = 1100 * 4096
+    data: Any = None
+    plain = bytes(length)
+    if content == "fill":
+        data, plain = Fill(0x01020304, length), b"\x04\x03\x02\x01" * (length // 4)
+    elif content == "file":
+        plain = random.Random(4).randbytes(length)  # noqa: S311
+        path = tmp_path / "file"
+        path.write_bytes(b"head" + plain)
+        data = File.open(str(path)).part(4, length)
+    monkeypatch.setattr(long_run, "_THREAD_FROM", 0 if threaded else 1 << 40)
+    measured, expected = measurement.Measurement(), measurement.Measurement()
+    run = PageRun(0x5000, length, 0x203, data, measured=True)
+    long_run.measure_long(measured, run)
+    for page in range(0, length, 4096):
+        expected.add_pages(0x5000 + page, 0x203, plain[page : page + 4096], measured=True)
+    assert measured.digest() == expected.digest()
+
+
+def test_a_file_that_becomes_shorter_ends_the_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1100 * 4096))
+    run = PageRun(0, 1100 * 4096, 0x203, File.open(str(path)).part(0, 1100 * 4096), measured=True)
+    os.truncate(path, 600 * 4096)
+    for threaded in (0, 1 << 40):
+        monkeypatch.setattr(long_run, "_THREAD_FROM", threaded)
+        with pytest.raises(SoftsgxError, match="the file became shorter while it was read"):
+            long_run.measure_long(measurement.Measurement(), run)
+    assert "softsgx-hash" not in [thread.name for thread in threading.enumerate()]
