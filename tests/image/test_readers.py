@@ -191,9 +191,12 @@ def test_an_image_written_as_a_stream_is_read_back(image: Image) -> None:
 @pytest.mark.skipif("SOFTSGX_ENCLAVES" not in os.environ, reason="SOFTSGX_ENCLAVES names no folder")
 def test_enclaves_that_others_signed_measure_to_what_they_signed() -> None:
     folder = Path(os.environ["SOFTSGX_ENCLAVES"])
+    compared = 0
     for path in sorted(folder.rglob("*")):
-        if not path.is_file():
+        if not path.is_file() or path.suffix in (".sig", ".css", ".sigstruct"):
             continue
         for enclave in formats.read(str(path)):
             if enclave.expected is not None:
-                assert stream.measure(enclave.image) == enclave.expected, path
+                assert stream.measure(enclave.image) == enclave.expected, (path, enclave.variant)
+                compared += 1
+    assert compared, f"{folder}: no signed enclave"
