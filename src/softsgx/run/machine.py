@@ -86,12 +86,13 @@ class Machine:
         self.files = DeviceFiles()
         self.mappings = MappingCalls(self.files, observer, self._release)
         self.userfaults = Userfaults(waiter, tracees)
+        self._revoker = Revoker(tracees)
         self.device = DeviceCalls(
             self.files,
             self.keeper,
             self._records,
             observer,
-            Revoker(tracees),
+            self._revoker,
             self.mappings,
             self.userfaults,
             strict=strict,
@@ -271,7 +272,10 @@ class Machine:
     def leave_enclave(self, tracee: "Tracee") -> None:
         """Take a thread that has ended, or executes, out of its enclave."""
         if tracee.lp is not None:
-            isolation.gone(tracee)
+            encl, enclaves = isolation.gone(tracee), tracee.mm.enclaves
+            if encl is not None and enclaves is not None and enclaves.shut(encl):
+                # Who shares the address space goes on, and has to close what this one has opened.
+                self._revoker.settle_soon(enclaves, encl)
             self._platform.processor.thread_gone(tracee.lp)
             self._records.give_back_thread(tracee.record_slot)
             tracee.lp = None

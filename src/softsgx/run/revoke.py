@@ -121,6 +121,11 @@ class Revoker:
         self._ask(enclaves, Zap(enclaves, encl))
         return False
 
+    def settle_soon(self, enclaves: "EnclaveMap", encl: "Encl") -> None:
+        """Have what is due of an enclave put in force, without waiting for it."""
+        spans = [(encl.base, encl.base + encl.size)]
+        self._ask(enclaves, Revocation(enclaves, encl, spans, blocking=False))
+
     def _ask(self, enclaves: "EnclaveMap", request: Revocation | Zap) -> None:
         for tracee in self._threads_of(enclaves):
             tracee.revocations.append(request)

@@ -488,6 +488,8 @@ class Supervisor:
         process = tracee.process
         self._take_others_away(tracee, former=ptrace.event_message(tracee.tid))
         self._leave_enclave(tracee)
+        # What it was asked for was about the address space that it has left.
+        tracee.revocations.clear()
         tracee.awaited_by = None
         # The kernel has cleared its debug registers.
         tracee.watched, tracee.cpuid_watched, tracee.hardware = None, (), ()

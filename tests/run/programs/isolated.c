@@ -5,6 +5,7 @@
  *     isolated ENCLAVE SIGSTRUCT
  */
 #include "host.h"
+#include <sched.h>
 #include <setjmp.h>
 
 #define SECRET 0x1122334455667788
@@ -152,6 +153,37 @@ static void beside_each_other(void)
 	check_equal("what another thread stores is not seen", seen, 0);
 }
 
+static struct op spin;
+
+static int spinning(void *argument)
+{
+	struct sgx_enclave_run run;
+
+	enter(&run, tcs(&enclave, 1), &spin);
+	return 0;
+}
+
+/* Who shares the memory is kept out again when the one inside has been killed there. */
+static void killed_inside(void)
+{
+	static volatile uint8_t never;
+	uint64_t seen = 0;
+	pid_t process;
+
+	spin = (struct op){ .code = OP_SPIN, .a = (uint64_t)&never };
+	process = clone(spinning, malloc(1 << 16) + (1 << 16), CLONE_VM | SIGCHLD, NULL);
+	while (process > 0 && !*(volatile uint64_t *)&spin.out[0])
+		usleep(1000);
+	if (process < 0 || kill(process, SIGKILL) || waitpid(process, NULL, 0) != process)
+		fail("a process that is killed inside");
+	/* Not in the same moment. */
+	for (int i = 0; i < 5000 && seen != ONES; i++) {
+		usleep(1000);
+		seen = *(volatile uint64_t *)kept;
+	}
+	check_equal("after one was killed inside", seen, ONES);
+}
+
 int main(int argc, char **argv)
 {
 	struct op put = { .code = OP_PUT, .a = SECRET };
@@ -172,6 +204,7 @@ int main(int argc, char **argv)
 	wait(&status);
 	check_equal("the child's failures", status, 0);
 	beside_each_other();
+	killed_inside();
 	refusals();
 	return finish();
 }
