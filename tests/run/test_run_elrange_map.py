@@ -127,6 +127,19 @@ class AgainstPages(RuleBasedStateMachine):
         self.map = child
         self.pages = {page: known for page, known in self.pages.items() if not known.dontfork}
 
+    @rule(files=st.lists(st.sampled_from([None, *FILES]), min_size=PAGES, max_size=PAGES))
+    def agree(self, files: list[FakeEnclave | None]) -> None:
+        mapped = [(address_of(p), address_of(p + 1), f) for p, f in enumerate(files) if f]
+        unknown = {
+            (address - BASE) // PAGE
+            for start, end in self.map.agree(mapped)  # type: ignore[arg-type]
+            for address in range(start, end, PAGE)
+        }
+        self.pages = {
+            page: known for page, known in self.pages.items() if files[page] is known.file
+        }
+        assert unknown == {p for p, file in enumerate(files) if file and p not in self.pages}
+
     @rule(span=spans)
     def look_at_a_range(self, span: tuple[int, int]) -> None:
         start, end = map(address_of, span)

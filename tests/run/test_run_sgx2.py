@@ -58,3 +58,10 @@ def test_two_programs_whose_pages_come_and_go_share_an_epc(
     assert "not ok" not in ended.out, ended.out + ended.err
     assert ended.out.count("finished\n") == 2, ended
     assert ended.status == 0, ended
+
+
+@pytest.mark.parametrize("other", [(), ("process",)])
+def test_children_of_a_fork_while_pages_are_unmapped(
+    softsgx: "Harness", before: list[str], other: tuple[str, ...]
+) -> None:
+    assert check(softsgx, before, "fork_unmapping", "300", *other, options=()) == ""

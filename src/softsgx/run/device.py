@@ -285,9 +285,27 @@ class DeviceCalls:
         """Look after the holes that a forked child has inherited, before it runs."""
         enclaves = tracee.mm.enclaves
         if enclaves is not None:
-            self._watch(tracee, injector, enclaves)
+            if enclaves.doubtful:
+                self._agree(tracee, injector, enclaves)
+            if len(enclaves):
+                self._watch(tracee, injector, enclaves)
             if enclaves.settle(injector, 0, _TOP):
                 raise Refused(too_many_runs(tracee))
+
+    def _agree(self, tracee: Tracee, injector: Injector, enclaves: EnclaveMap) -> None:
+        # The fork and another thread's call are each carried out by the kernel and heard of later, in any
+        # order. A mapping that nobody watches would make silent zero pages: the child goes without.
+        enclaves.doubtful = False
+        try:
+            mapped = [
+                (start, end, file)
+                for start, end, file in self._files.mapped_in(tracee)
+                if isinstance(file, EnclaveFile)
+            ]
+        except OSError:
+            return
+        for start, end in enclaves.agree(mapped):
+            injector.call(n.SYS_MUNMAP, start, end - start)
 
     def _watch(self, tracee: Tracee, injector: Injector, enclaves: EnclaveMap) -> None:
         if not enclaves.watched and not enclaves.refused:

@@ -69,6 +69,20 @@ class DeviceFiles:
         file = self._files.get((stat.st_dev, stat.st_ino))
         return file.kind if file is not None else None
 
+    def mapped_in(self, tracee: Tracee) -> "list[tuple[int, int, DeviceFile]]":
+        """Give the mappings of device files in a process, in order; OSError where it hides them."""
+        mapped = []
+        with open(f"/proc/{tracee.tid}/maps", "rb") as maps:
+            for line in maps:
+                span, _, _, device, inode, *_ = line.split(None, 5)
+                major, _, minor = device.partition(b":")
+                key = os.makedev(int(major, 16), int(minor, 16)), int(inode)
+                file = self._files.get(key)
+                if file is not None:
+                    low, _, high = span.partition(b"-")
+                    mapped.append((int(low, 16), int(high, 16), file))
+        return mapped
+
 
 def _fstat_within(tracee: Tracee, fd: int) -> tuple[int, int]:
     # A program that has made itself non-dumpable closes /proc: it is asked itself.

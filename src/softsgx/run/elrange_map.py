@@ -23,7 +23,7 @@ from softsgx.run.ptrace import failed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from softsgx.driver.driver import EnclaveFile
     from softsgx.driver.encl import Encl
@@ -129,6 +129,8 @@ class EnclaveMap:
         self._starts: list[int] = []
         self._uffd = -1
         self.refused = False  # a userfaultfd cannot be had
+        # Another thread may have mapped or unmapped between the kernel's copy and this one.
+        self.doubtful = False
         self.changing = 0  # so many changes are on their way: a fault may be due to one of them
         self.placed = -1  # the page that was put in place last
         # With strict isolation, an enclave is out of reach while none of these threads is inside.
@@ -240,6 +242,7 @@ class EnclaveMap:
         stale = not alone or any(file.encl.dead for file in self.files())
         child.refused = self.refused
         child.strict = self.strict
+        child.doubtful = not alone
         for vma in self._vmas:
             if not vma.dontfork:
                 copy = vma.part(vma.start, vma.end)
@@ -248,6 +251,25 @@ class EnclaveMap:
                     copy.in_force = _UNKNOWN
                 child.add(copy)
         return child
+
+    def agree(self, mapped: "Sequence[tuple[int, int, Mapped]]") -> list[tuple[int, int]]:
+        """Forget what is not among the mappings that the kernel has; give those that are not known here."""
+        for vma in list(self._vmas):
+            at = vma.start
+            for low, high, file in mapped:
+                if file is vma.file and low < vma.end and high > at:
+                    self.remove(at, max(low, at))
+                    at = high
+            self.remove(at, max(vma.end, at))
+        unknown = []
+        for start, end, file in mapped:
+            at = start
+            for part in self.overlapping(start, end):
+                if part.file is file:
+                    unknown.append((at, part.start))
+                    at = part.end
+            unknown.append((at, end))
+        return [(low, high) for low, high in unknown if low < high]
 
     def translate(self, address: int) -> int | None:
         """Walk the page tables: the EPC page at a linear address, or None where not present."""

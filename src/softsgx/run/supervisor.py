@@ -423,7 +423,8 @@ class Supervisor:
         if not flags & n.CLONE_THREAD:
             mm = process.mm if flags & n.CLONE_VM else process.mm.fork(tid)
             if mm is not process.mm and process.mm.enclaves is not None:
-                enclaves = process.mm.enclaves.fork(alone=process.threads == 1)
+                alone = process.threads == 1 and process.mm.users == 1
+                enclaves = process.mm.enclaves.fork(alone=alone)
                 mm.enclaves = enclaves
             child = process.fork(tid, mm)
             if process.debugger is not None and mm is not process.mm:
@@ -432,7 +433,7 @@ class Supervisor:
         new.checked_mask = tracee.checked_mask
         new.awaited_by = tracee if vfork else None
         new.must_open = process.mm.reachable and not child.mm.reachable
-        new.must_watch = enclaves is not None and len(enclaves) > 0
+        new.must_watch = enclaves is not None and (len(enclaves) > 0 or enclaves.doubtful)
         if child.debugger is not None:
             child.debugger.on_new(new)
         tracee.go_on()
