@@ -158,11 +158,9 @@ class Supervisor:
                         self._sgx.answer(fd)
         finally:
             self._kill_all()
-            if self._gdb is not None:
-                self._gdb.close()
-            if self._machine is not None:
-                self._machine.close()
-            waiter.close()
+            for ours in (self._gdb, self._machine, waiter):
+                if ours is not None:
+                    ours.close()
             for fd in (self._child, self._job.fd, listener.fd, self._inotify):
                 os.close(fd)
         return self._status
