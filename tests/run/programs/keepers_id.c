@@ -12,7 +12,7 @@
 #define WHILE_STOPPED 200000 /* us */
 
 static pid_t supervisor;
-static volatile bool *stopped;
+static volatile bool *stopped, *waits;
 
 static void map_an_enclave(void)
 {
@@ -21,6 +21,8 @@ static void map_an_enclave(void)
 
 static void wake_the_supervisor(void)
 {
+	/* From here on it makes no stop: who would end that is stopped itself soon. */
+	*waits = true;
 	while (!*stopped)
 		usleep(1000);
 	usleep(2 * WHILE_STOPPED);
@@ -83,8 +85,11 @@ int main(int argc, char **argv)
 	end_after(18);
 	supervisor = getppid();
 	stopped = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	waits = stopped + 1;
 	CHECK("it maps an enclave", ends(child(map_an_enclave)));
 	waker = child(wake_the_supervisor);
+	while (!*waits)
+		usleep(1000);
 
 	keeper = find_keeper();
 	kill(keeper, SIGKILL);
