@@ -11,7 +11,7 @@ import os
 import struct
 from weakref import WeakSet
 
-from softsgx.arch.ioctl import EnclaveAddPages
+from softsgx.arch.ioctl import SGX_IOC_ENCLAVE_ADD_PAGES, EnclaveAddPages
 from softsgx.driver.driver import EnclaveFile
 from softsgx.driver.nodes import LEGACY, PROVISION
 from softsgx.driver.task import LocalTask
@@ -100,7 +100,8 @@ class DeviceCalls:
                     "`softsgx run --epc SIZE` makes the EPC larger",
                 )
         self._observer.ioctl(tracee, request, result, error, started)
-        if isinstance(file, EnclaveFile) and len(file.encl.page_array) != pages:
+        adds = request & 0xFF == SGX_IOC_ENCLAVE_ADD_PAGES & 0xFF
+        if adds and isinstance(file, EnclaveFile) and len(file.encl.page_array) != pages:
             self._settle_added(tracee, file, argument)
         elif not result and file.kind in LEGACY:
             settle_started(tracee, request, argument)
