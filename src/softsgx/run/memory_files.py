@@ -40,6 +40,9 @@ _VECTORS = frozenset(
 )
 _READS = frozenset((n.SYS_READ, n.SYS_PREAD64, n.SYS_READV, n.SYS_PREADV, n.SYS_PREADV2))
 _AT_POSITION = frozenset((n.SYS_READ, n.SYS_WRITE, n.SYS_READV, n.SYS_WRITEV))
+# These too, if the offset is -1.
+_OR_AT_POSITION = frozenset((n.SYS_PREADV2, n.SYS_PWRITEV2))
+_MINUS_ONE = (1 << 64) - 1
 _OPENS = (n.SYS_OPEN, n.SYS_OPENAT)
 
 
@@ -112,7 +115,8 @@ def read_or_write(tracee: "Tracee", tracees: "dict[int, Tracee]") -> None:
     if target is not None and number in _VECTORS:
         place, size = _first_vector(tracee, place, size)
     position, mode = _open_file(tracee, fd)
-    at = position if number in _AT_POSITION else regs.r10
+    moves = number in _AT_POSITION or (number in _OR_AT_POSITION and regs.r10 == _MINUS_ONE)
+    at = position if moves else regs.r10
     size = min(size, _AT_ONCE)
     enclaves = target.mm.enclaves if target is not None else None
     reads = number in _READS
@@ -125,7 +129,7 @@ def read_or_write(tracee: "Tracee", tracees: "dict[int, Tracee]") -> None:
         tracee.go_on()
         return
     result = _transfer(tracee, target, reads, at, place, size)
-    if result > 0 and number in _AT_POSITION:
+    if result > 0 and moves:
         with tracee.injecting() as injector:
             injector.call(n.SYS_LSEEK, fd, at + result, _SEEK_SET)
     tracee.finish_call(result)

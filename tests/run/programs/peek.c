@@ -52,6 +52,11 @@ static void read_ways(const char *who, uint64_t address)
 	got = read(fd, &value, 8);
 	check_read("read", got, value);
 	CHECK("the position", (uint64_t)lseek(fd, 0, SEEK_CUR) == address + (debug ? 8 : 0));
+	value = 0;
+	lseek(fd, address, SEEK_SET);
+	got = preadv2(fd, pieces, 3, -1, 0);
+	check_read("preadv2 at the position", got, value);
+	CHECK("which moves", (uint64_t)lseek(fd, 0, SEEK_CUR) == address + (debug ? 8 : 0));
 	if (debug) {
 		lseek(fd, address, SEEK_SET);
 		CHECK("a part", read(fd, half, 3) == 3 && half[0] == (SECRET & 0xffffff));
