@@ -36,3 +36,12 @@ def test_an_ordinary_user(softsgx: Any, ordinary_user: int | None) -> None:
     result = softsgx.run(softsgx.program("peek", "-no-pie"), *enclave, "debug", uid=ordinary_user)
     assert "not ok" not in result.out, result
     assert result.out.endswith("finished\n"), result
+
+
+def test_a_program_that_opens_its_memory_often(softsgx: Any) -> None:
+    # As many filters as there are opens here the kernel does not take.
+    program = softsgx.program("peek_often")
+    result = softsgx.run(program, *softsgx.enclave(), "2500")
+    assert "not ok" not in result.out, result
+    assert result.out.endswith("finished\n"), result
+    assert result.err == ""

@@ -89,18 +89,27 @@ def open_memory(
 def guard(tracee: "Tracee", observer: "Observer") -> None:
     """Stop the reads and writes of a descriptor from now on; the thread stands where its open returns."""
     number, tracee.must_guard = tracee.must_guard, -1
+    process = tracee.process
+    if number in process.guarded:
+        if tracee.must_stop:
+            # This stop may have been for more than the filter.
+            ptrace.interrupt(tracee.tid)
+        tracee.go_on()
+        return
     result = tracee.load_regs().rax
     program = bpf.memory_filter(number)
     with tracee.injecting() as injector, tracee.mm.scratch_for(program) as at:
         header = struct.pack("<HxxxxxxQ", len(program) // 8, at)
         with tracee.mm.scratch_for(header) as fprog:
             refused = injector.call(n.SYS_SECCOMP, _FILTER, _TSYNC, fprog)
-            if refused:
+            if not refused:
+                process.guarded.add(number)
+            else:
                 refused = injector.call(n.SYS_SECCOMP, _FILTER, 0, fprog)
     if refused:
         observer.warn_once(
             "mem",
-            f"process {tracee.process.pid} has opened the memory of a process with enclaves, and its own "
+            f"process {process.pid} has opened the memory of a process with enclaves, and its own "
             f"sandbox forbids the filter that would hide them ({os.strerror(failed(refused))})",
         )
     tracee.finish_call(result)

@@ -52,6 +52,8 @@ class Process:
         # struct kernel_sigaction of each fault signal that the program has set; else default.
         self.actions = actions
         self.filtered = False  # the second filter is in place
+        # Descriptors whose reads and writes a filter stops, for good: the kernel takes no filter away.
+        self.guarded: set[int] = set()
         self.interrupted = False  # a thread of it has been stopped to put the filter in place
         self.debugger: Debugger | None = None
         self.beside: Debugger | None = (
@@ -62,6 +64,7 @@ class Process:
         """Make the child's record."""
         child = Process(pid, mm, dict(self.actions))
         child.filtered = self.filtered
+        child.guarded = set(self.guarded)
         child.beside = self.debugger or self.beside
         return child
 
