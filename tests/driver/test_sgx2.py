@@ -30,6 +30,7 @@ from softsgx.arch.secinfo import (
     SECINFO_TRIM,
     SECINFO_W,
     SECINFO_X,
+    VA_SLOTS,
 )
 from softsgx.arch.structures import Tcs
 from softsgx.cpu.processor import LogicalProcessor
@@ -412,6 +413,23 @@ def test_a_full_epc_in_which_nothing_gives_way_adds_no_page(running: Running) ->
     with pytest.raises(EpcExhausted):
         running.augment()
     encl.reclaimer._batch_under_way = False
+    epc.free(first, count)
+    for page in rest:
+        epc.free(page)
+
+
+def test_va_pages_of_removed_pages_are_no_room_for_another(running: Running) -> None:
+    encl = running.encl
+    # As it is when so many pages have come and gone: their VA page stays.
+    encl.grow(VA_SLOTS)
+    encl.page_cnt -= VA_SLOTS
+    epc = running.bench.driver.epc
+    first, count = epc.allocate_run(epc.free_pages)
+    rest = [epc.allocate_page() for _ in range(epc.free_pages)]
+    resident = encl.stats.resident
+    # The enclave's own pages give way.
+    assert running.augment() is None
+    assert encl.stats.resident < resident
     epc.free(first, count)
     for page in rest:
         epc.free(page)

@@ -57,7 +57,11 @@ class EnclEpc:
 
     def va_pages_wanted(self, count: int) -> int:
         """Return how many VA pages are missing for so many more pages."""
-        return -(-(self.page_cnt + count) // VA_SLOTS) - len(self.va_pages)
+        # After REMOVE_PAGES there may be more than are needed.
+        return max(-self._va_pages_spare(count), 0)
+
+    def _va_pages_spare(self, count: int) -> int:
+        return len(self.va_pages) - -(-(self.page_cnt + count) // VA_SLOTS)
 
     def exhausted(self, what: str) -> DriverError:
         """Return what fails where no EPC page can be had."""
@@ -79,7 +83,7 @@ class EnclEpc:
     def shrink(self, count: int) -> None:
         """Take back what ``grow`` accounted for."""
         self.page_cnt -= count
-        for _ in range(-self.va_pages_wanted(0)):
+        for _ in range(self._va_pages_spare(0)):
             # Reclaim may have used it meanwhile: then it stays.
             page = self.va_pages.pop_unused()
             if page is None:
