@@ -120,18 +120,20 @@ def read_or_write(tracee: "Tracee", tracees: "dict[int, Tracee]") -> None:
     regs = tracee.regs
     number, fd = regs.orig_rax, regs.rdi & 0xFFFFFFFF
     target = _target(tracee, tracees, fd)
+    if target is None:
+        tracee.go_on()
+        return
     place, size = regs.rsi, regs.rdx
-    if target is not None and number in _VECTORS:
+    if number in _VECTORS:
         place, size = _first_vector(tracee, place, size)
     position, mode = _open_file(tracee, fd)
     moves = number in _AT_POSITION or (number in _OR_AT_POSITION and regs.r10 == _MINUS_ONE)
     at = position if moves else regs.r10
     size = min(size, _AT_ONCE)
-    enclaves = target.mm.enclaves if target is not None else None
+    enclaves = target.mm.enclaves
     reads = number in _READS
     if (
-        target is None
-        or enclaves is None
+        enclaves is None
         or mode == (os.O_WRONLY if reads else os.O_RDONLY)
         or not enclaves.overlapping(at, at + size)
     ):

@@ -6,6 +6,8 @@
  *     peek read PID ADDRESS debug|production
  */
 #include "host.h"
+#include <linux/io_uring.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 
 #define SECRET 0x1122334455667788
@@ -70,6 +72,12 @@ static void read_ways(const char *who, uint64_t address)
 	value = 1;
 	CHECK("another file by this number", pread(fd, &value, 8, address) == 8 && !value);
 	close(fd);
+	/* Of which /proc tells other things than of a file. */
+	fd = syscall(SYS_io_uring_setup, 1, &(struct io_uring_params){ 0 });
+	if (fd >= 0) {
+		check_errno("a ring by this number", read(fd, &value, 8), EINVAL);
+		close(fd);
+	}
 }
 
 static void vm_ways(pid_t pid, uint64_t address)
