@@ -3,8 +3,8 @@
 
 Owns where each enclave's next touch is expected. mainline's driver loads one page a fault. Here a fault
 costs more than what it brings in, and swap has read ahead for as long (mm/swap_state.c,
-swap_vma_readahead). It never makes room: it takes of the free pages only, and what it has brought in
-vain is cold, and the first to go.
+swap_vma_readahead). It never makes room: it takes of the free pages only. To the policy what it has
+brought in is as what was touched: no touch of a page that is resident is seen, so nobody can tell them apart.
 """
 
 from typing import TYPE_CHECKING
