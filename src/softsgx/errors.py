@@ -63,3 +63,7 @@ class DriverError(Exception):
 
     def __str__(self) -> str:
         return f"errno {self.errno}: {self.reason}"
+
+
+class Misaligned(DriverError):
+    """A system call's failure because a number that it was given is no multiple of a page's size."""

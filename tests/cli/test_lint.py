@@ -61,6 +61,18 @@ def test_nothing_found_is_status_0(image: Any) -> None:
     assert json.loads(lint(path, "--json").stdout)["findings"] == 0
 
 
+def test_findings_can_be_written_to_a_file(image: Any, tmp_path: Path) -> None:
+    path, output = image("nop\ncpuid"), tmp_path / "findings"
+    printed = lint(path).stdout
+    result = lint(path, "--output", output)
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", "")
+    assert output.read_text() == printed
+    full = lint(path, "--output", "/dev/full")
+    assert (full.returncode, full.stdout) == (2, "")
+    assert full.stderr.startswith("softsgx: --output /dev/full: ")
+    assert full.stderr.count("\n") == 1
+
+
 def test_a_part_without_sgx2_and_one_with(image: Any) -> None:
     path = image("rdtsc")
     assert lint(path).returncode == 0

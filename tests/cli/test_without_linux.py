@@ -115,6 +115,16 @@ def test_lint_says_what_it_lacks(enclave: Path) -> None:
     )
 
 
+def test_lint_of_a_program_needs_linux(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert main(["lint", "--", "true"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("softsgx: lint of a program needs x86-64 Linux, this is darwin; ")
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", _LINUX)
 def test_a_verb_that_needs_linux_says_so(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -35,7 +35,7 @@ VERBS = {
     "verify": "verify an enclave file: its signature, its measurement and a policy",
     "convert": "convert an enclave file to SGXS",
     "sign": "sign an enclave file: write its SIGSTRUCT",
-    "lint": "say what a processor with SGX would punish, of an enclave file or a run",
+    "lint": "say what a processor with SGX would punish, of an enclave file, a program or a run",
 }
 
 # The others are for enclaves at rest, and work wherever Python does.

@@ -22,16 +22,16 @@ _DEFAULT_BACKING = "kernel"
 _DEFAULT_DRIVER = "mainline"
 
 
-def _size(text: str) -> int:
+def size(text: str) -> int:
     """Read a size; SoftsgxError says what is wrong with it."""
     digits, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in _UNITS else (text, "")
     # Python reads no more than 4300 digits, and no size has twenty.
     if not digits.isdecimal() or len(digits) > 20:
         raise SoftsgxError(f"--epc {text}: not a size; wanted is one such as 128M")
-    size = int(digits) << _UNITS.get(unit, 0)
-    if not size or size % _PAGE:
+    number = int(digits) << _UNITS.get(unit, 0)
+    if not number or number % _PAGE:
         raise SoftsgxError(f"--epc {text}: not a multiple of {_PAGE} bytes above 0")
-    return size
+    return number
 
 
 def _port(text: str) -> int:
@@ -202,7 +202,7 @@ def main(args: "Given | argparse.Namespace") -> int:
     from softsgx.run.session import exit_like, run_program  # noqa: PLC0415
     from softsgx.run.spawn import ProgramNotFound  # noqa: PLC0415
 
-    epc = _size(args.epc)
+    epc = size(args.epc)
     gdb = None if args.gdb is None else _port(args.gdb)
     trace = _file("--trace", args.trace) if args.trace else None
     stats_json = _file("--stats-json", args.stats_json) if args.stats_json else None

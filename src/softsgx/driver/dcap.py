@@ -37,7 +37,7 @@ from softsgx.driver.launch import launch, signer_hash
 from softsgx.driver.uaccess import copy_from_user, copy_to_user
 from softsgx.driver.validate_secs import DCAP_RULES, validate_secs
 from softsgx.driver.vma import PROT_RWX
-from softsgx.errors import DriverError, Fault
+from softsgx.errors import DriverError, Fault, Misaligned
 
 if TYPE_CHECKING:
     from softsgx.driver.task import Task
@@ -133,7 +133,7 @@ def _add_pages(encl: Encl, arg: int, task: "Task") -> None:
     data = copy_from_user(task, arg, EnclaveAddPages.SIZE, "the argument")
     add = EnclaveAddPages.decode(data)
     if add.offset % PAGE_SIZE or add.src % PAGE_SIZE or add.length % PAGE_SIZE:
-        raise DriverError(errno.EINVAL, "offset, src or length is not page aligned")
+        raise Misaligned(errno.EINVAL, "offset, src or length is not page aligned")
     if (add.offset + add.length - PAGE_SIZE) & _U64 >= encl.size:
         raise DriverError(errno.EINVAL, f"{add.offset:#x}+{add.length:#x} is beyond the enclave")
     secinfo = copy_from_user(task, add.secinfo, Secinfo.SIZE, "the SECINFO")

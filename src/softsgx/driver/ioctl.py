@@ -38,7 +38,7 @@ from softsgx.arch.secinfo import (
 from softsgx.arch.structures import SIGSTRUCT_VENDOR_INTEL, Secinfo, Secs, Sigstruct
 from softsgx.driver.launch import launch, signer_hash
 from softsgx.driver.uaccess import copy_from_user, copy_to_user
-from softsgx.errors import DriverError, Fault
+from softsgx.errors import DriverError, Fault, Misaligned
 
 if TYPE_CHECKING:
     from softsgx.driver.encl import Encl
@@ -152,7 +152,7 @@ def sgx_ioc_enclave_add_pages(encl: "Encl", arg: int, task: "Task") -> None:
     data = copy_from_user(task, arg, EnclaveAddPages.SIZE, "the argument")
     add = EnclaveAddPages.decode(data)
     if add.src % PAGE_SIZE:
-        raise DriverError(errno.EINVAL, f"src {add.src:#x} is not page aligned")
+        raise Misaligned(errno.EINVAL, f"src {add.src:#x} is not page aligned")
     validate_offset_length(encl, add.offset, add.length)
     secinfo = copy_from_user(task, add.secinfo, Secinfo.SIZE, "the SECINFO")
     validate_secinfo(secinfo)
@@ -245,9 +245,9 @@ def _check_buildable(encl: "Encl") -> None:
 def validate_offset_length(encl: "Encl", offset: int, length: int) -> None:
     """Judge the pages that an ioctl names (sgx_validate_offset_length); DriverError EINVAL."""
     if offset % PAGE_SIZE:
-        raise DriverError(errno.EINVAL, f"offset {offset:#x} is not page aligned")
+        raise Misaligned(errno.EINVAL, f"offset {offset:#x} is not page aligned")
     if not length or length % PAGE_SIZE:
-        raise DriverError(errno.EINVAL, f"length {length:#x} is zero or not page aligned")
+        raise Misaligned(errno.EINVAL, f"length {length:#x} is zero or not page aligned")
     # A sum beyond 64 bits is refused as a wrap; no enclave reaches that far.
     if offset + length > encl.size:
         raise DriverError(

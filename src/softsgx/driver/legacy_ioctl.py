@@ -42,7 +42,7 @@ from softsgx.driver.legacy_encl import PageRequest, validate_secinfo
 from softsgx.driver.nodes import DCAP_1_5, ISGX, V16
 from softsgx.driver.uaccess import copy_from_user, copy_some_from_user
 from softsgx.driver.validate_secs import ISGX_RULES, V16_RULES, validate_secs
-from softsgx.errors import DriverError, Fault
+from softsgx.errors import DriverError, Fault, Misaligned
 
 if TYPE_CHECKING:
     from softsgx.driver.legacy import LegacyFile, LegacyMapping
@@ -154,7 +154,7 @@ def _place_for(file: "LegacyFile", secs: Secs, task: "Task") -> "tuple[LegacyMap
 def _encl_at(task: "Task", addr: int) -> "LegacyEncl":
     """Find the enclave at an address (sgx_encl_get), which nobody is giving a store now; DriverError."""
     if addr % PAGE_SIZE:
-        raise DriverError(errno.EINVAL, f"address {addr:#x} is not page aligned")
+        raise Misaligned(errno.EINVAL, f"address {addr:#x} is not page aligned")
     found = task.legacy_vma(addr)
     if found is None:
         raise DriverError(errno.EINVAL, f"nothing of the node is mapped at {addr:#x}")

@@ -41,7 +41,7 @@ from softsgx.driver.extent import Extent, FileExtent, MemoryExtent
 from softsgx.driver.provided import BoundedBacking, ExtentBacking, bounded
 from softsgx.driver.stores import Stores, Stretch
 from softsgx.driver.worker import Job, Worker
-from softsgx.errors import DriverError, Fault
+from softsgx.errors import DriverError, Fault, Misaligned
 
 if TYPE_CHECKING:
     from softsgx.driver.encl import Encl
@@ -154,7 +154,7 @@ def _ranges(wanted: EnclaveSetBacking, size: int) -> list[Range]:
     needed = [contents_size(size), pcmds_size(size)] if separate else [store_size(size)]
     for name, start, length, _ in ranges:
         if start % PAGE_SIZE or length % PAGE_SIZE:
-            raise DriverError(errno.EINVAL, f"{name} {start:#x}+{length:#x} is not page aligned")
+            raise Misaligned(errno.EINVAL, f"{name} {start:#x}+{length:#x} is not page aligned")
         if start + length > _FILE_SIZE_MAX:
             raise DriverError(errno.EINVAL, f"{name} {start:#x}+{length:#x} is beyond 2^63")
     for (name, _, length, _), least in zip(ranges, needed, strict=False):
@@ -223,7 +223,7 @@ def create_backing(encl: "Encl", secs: Secs, address: int, task: "Task") -> Back
             errno.EINVAL, f"SECS.SIZE {secs.size:#x} is not a power of two, or too large"
         )
     if address % PAGE_SIZE:
-        raise DriverError(errno.EINVAL, f"backing {address:#x} is not page aligned")
+        raise Misaligned(errno.EINVAL, f"backing {address:#x} is not page aligned")
     length = -(-store_size(secs.size) // PAGE_SIZE) * PAGE_SIZE
     store = Range("backing", address, length, -1)
     return memory_backing(encl.stores, secs.baseaddr, secs.size, [store], task, False)

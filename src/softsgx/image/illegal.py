@@ -122,6 +122,13 @@ def find(code: Code, *, sgx2: bool = True) -> list[Illegal]:
     return sorted(found, key=lambda illegal: illegal.offset)
 
 
+def explain(data: bytes, address: int) -> tuple[str, str, str] | None:
+    """Return the instruction that ``data`` begins with, why it is illegal, and what it is here; None if it is legal."""
+    instruction = Decoder(64, data, ip=address).decode()
+    why = None if instruction.is_invalid else _why(instruction, sgx2=True)
+    return None if why is None else (Formatter(FormatterSyntax.GAS).format(instruction), *why)
+
+
 def _why(instruction: Instruction, *, sgx2: bool) -> tuple[str, str] | None:
     mnemonic = instruction.mnemonic
     known = _ILLEGAL.get(mnemonic)

@@ -361,8 +361,9 @@ class EnclaveTraps:
 
     def _exit_asynchronously(self, tracee: Tracee, event: Event) -> int:
         """Do the AEX; give the AEP."""
+        rip = tracee.regs.rip
         aex(self._cpu, _lp(tracee), tracee.regs, event)
-        self._observer.aex(tracee, event)
+        self._observer.aex(tracee, event, rip)
         self._left(tracee)
         return tracee.regs.rip
 

@@ -76,6 +76,7 @@ def touched(tracee: Tracee, code: int, address: int, observer: "Observer") -> bo
         if not vma.prot & PROT_EXEC:
             return False
         # All ones are no instruction.
+        observer.touched(tracee, address, "execute")
         unforce(tracee, n.SIGSEGV)
         deliver(tracee, n.SIGILL, siginfo(n.SIGILL, _ILL_ILLOPN, address))
         return True
@@ -83,8 +84,10 @@ def touched(tracee: Tracee, code: int, address: int, observer: "Observer") -> bo
     from softsgx.run import abort_page  # noqa: PLC0415
     from softsgx.run.access import writes_to  # noqa: PLC0415
 
-    if writes_to(tracee, address) and not vma.prot & n.PROT_WRITE:
+    writes = writes_to(tracee, address)
+    if writes and not vma.prot & n.PROT_WRITE:
         return False
+    observer.touched(tracee, address, "write" if writes else "read")
     unforce(tracee, n.SIGSEGV)
     if abort_page.touch(tracee):
         return True

@@ -10,7 +10,7 @@ import errno
 import os
 
 from softsgx.driver.legacy import LegacyFile
-from softsgx.errors import DriverError
+from softsgx.errors import DriverError, Misaligned
 from softsgx.run import numbers as n
 from softsgx.run.elrange_map import EnclaveVma
 from softsgx.run.ptrace import failed
@@ -34,7 +34,7 @@ def map_legacy(
     regs = tracee.regs
     hint, prot, flags, offset = regs.rdi, regs.rdx & 7, regs.r10, regs.r9
     if offset % n.PAGE_SIZE:
-        raise DriverError(errno.EINVAL, f"offset {offset:#x} is not page aligned")
+        raise Misaligned(errno.EINVAL, f"offset {offset:#x} is not page aligned")
     length = file.get_unmapped_area(regs.rsi, flags)
     if prot & n.PROT_WRITE and not may_write:
         raise DriverError(errno.EACCES, "the descriptor is open for reading only")

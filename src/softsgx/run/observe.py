@@ -112,8 +112,8 @@ class Observer:
                 line["reason"] = fault.reason
             self._write(tracee, line)
 
-    def aex(self, tracee: "Tracee", event: "Event") -> None:
-        """An asynchronous exit was made."""
+    def aex(self, tracee: "Tracee", event: "Event", rip: int) -> None:  # noqa: ARG002 - for a lint
+        """An asynchronous exit was made, by an exception of the instruction at `rip` or at an interrupt there."""
         self.exits[event.vector] = self.exits.get(event.vector, 0) + 1
         if self._trace is not None:
             line: dict[str, Any] = {"aex": VECTOR_NAMES.get(event.vector, str(event.vector))}
@@ -121,6 +121,12 @@ class Observer:
                 line["error_code"] = f"{event.error_code:#x}"
                 line["address"] = f"{event.address:#x}"
             self._write(tracee, line)
+
+    def touched(self, tracee: "Tracee", address: int, access: str) -> None:
+        """Enclave memory was touched from outside (--isolation strict); the registers are loaded."""
+        if self._trace is not None:
+            rip = f"{tracee.regs.rip:#x}"
+            self._write(tracee, {"touched": f"{address:#x}", "access": access, "rip": rip})
 
     def cpuid(self, tracee: "Tracee", leaf: int, subleaf: int) -> None:
         """A CPUID was answered."""

@@ -152,6 +152,7 @@ def run_program(
     aex_every: str | None = None,
     gdb: int | None = None,
     isolation: str = "none",
+    observer: Observer | None = None,
 ) -> int:
     """Run a program and all its descendants, over the driver of that name; give the first one's wait status.
 
@@ -161,7 +162,8 @@ def run_program(
     says on standard error what happened, `stats_json` takes it as one JSON object. With `leave_text` no
     byte of any program's text is changed. `aex_every` says how often threads are made to leave their enclave
     (run/aex_every.py). At the port `gdb`, gdb may debug the program. `isolation` is none or strict
-    (run/isolation.py).
+    (run/isolation.py). `observer` is told of everything, if it is given, instead of one that is made of
+    `trace`, `stats` and `stats_json`.
     """
     nodes = nodes_of(driver)
     _require_policy(policy)
@@ -179,7 +181,8 @@ def run_program(
     vdso = VdsoImage.load()
     xcr0 = vdso.native_xgetbv(0)
     report = stats or stats_json is not None
-    observer = Observer(trace, command=argv, report=report)
+    if observer is None:
+        observer = Observer(trace, command=argv, report=report)
     model = Model(epc, xcr0, xsave_sizes(vdso, xcr0), vdso.native_cpuid(0)[0], features)
     vdso.answer_cpuid_by(model.cpuid_rows)
     state.prepare()
