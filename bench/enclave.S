@@ -2,7 +2,8 @@
 # The enclave of the benchmarks as a flat image, one page after the other: TCS, code, two SSA
 # frames, data. No runtime: EENTER with RDI = 0 leaves at once (an empty ecall), with RDI = turns it
 # runs the loop on the data page and writes the result to the address in RDX, outside. With RSI = an
-# address in the enclave it reads the first word of RDI pages from there, and writes their sum.
+# address in the enclave it reads the first word of RDI pages from there, R8 bytes apart, and writes
+# their sum.
 
         .set    CODE, 0x1000
         .set    SSA, 0x2000
@@ -39,7 +40,7 @@ leave:
 touch:
         xor     %eax, %eax
 1:      add     (%rsi), %rax
-        add     $0x1000, %rsi
+        add     %r8, %rsi
         dec     %rdi
         jnz     1b
         mov     %rax, (%rdx)

@@ -4,7 +4,9 @@
 //   host build BLOCK SIGSTRUCT            an enclave of 16 times BLOCK (16 MiB), measured; CREATE to INIT
 //   host ecall IMAGE SIGSTRUCT COUNT      COUNT empty ecalls
 //   host compute IMAGE SIGSTRUCT TURNS    the loop of IMAGE, inside and outside
-//   host walk IMAGE SIGSTRUCT SIZE STORE  an enclave of SIZE, all of it data behind IMAGE: touches of evicted pages
+//   host walk IMAGE SIGSTRUCT SIZE STORE [back]
+//                                         an enclave of SIZE, all of it data behind IMAGE: touches of evicted pages, in
+//                                         order, or so that no page comes behind the one before
 //   host grow IMAGE SIGSTRUCT SIZE SMALL  one of SIZE and those of 16 MiB of SIGSTRUCT SMALL by turns: ADD_PAGES, touches
 //   host hold IMAGE SIGSTRUCT SIZE        as walk, then waits for its standard input to end
 //
@@ -224,6 +226,7 @@ struct large {
 	uint8_t *base;
 	size_t size, added; // bytes; the image counts as ENCLAVE_SIZE
 	size_t at;          // where the next touch is
+	int back;           // of a stretch the last page is touched first
 };
 
 // Add the pages up to the next multiple of BLOCK_SIZE; return the nanoseconds of one.
@@ -247,7 +250,9 @@ static uint64_t touch(struct large *large)
 	const uint64_t first = large->at / PAGE;
 	vdso_sgx_enter_enclave_t enter = enter_enclave();
 	uint64_t sum = 0, begin = now();
-	int code = enter(STRETCH, (uintptr_t)large->base + large->at, (uintptr_t)&sum, EENTER, 0, 0, &run);
+	const uint64_t start = (uintptr_t)large->base + large->at + (large->back ? (STRETCH - 1) * PAGE : 0);
+	const uint64_t step = large->back ? -(uint64_t)PAGE : PAGE;
+	int code = enter(STRETCH, start, (uintptr_t)&sum, EENTER, step, 0, &run);
 	uint64_t spent = now() - begin;
 
 	if (code != 0 || run.function != EEXIT)
@@ -329,8 +334,9 @@ static struct large build_large(size_t size, const uint8_t *image, size_t length
 	return large;
 }
 
-static void walk(struct large large)
+static void walk(struct large large, int back)
 {
+	large.back = back;
 	// Until each page has been out and in again: then what is touched next was evicted longest ago.
 	do
 		touch(&large);
@@ -450,8 +456,8 @@ int main(int argc, char **argv)
 		ecalls(load(image, length, sigstruct), number);
 	} else if (strcmp(verb, "compute") == 0) {
 		compute(image, load(image, length, sigstruct), number);
-	} else if (strcmp(verb, "walk") == 0 && argc == 6) {
-		walk(build_large(number, image, length, sigstruct, argv[5]));
+	} else if (strcmp(verb, "walk") == 0 && argc >= 6) {
+		walk(build_large(number, image, length, sigstruct, argv[5]), argc > 6 && strcmp(argv[6], "back") == 0);
 	} else if (strcmp(verb, "grow") == 0 && argc == 6) {
 		grow(number, image, length, sigstruct, contents(argv[5], &small_length));
 	} else if (strcmp(verb, "hold") == 0) {
