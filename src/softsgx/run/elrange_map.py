@@ -382,9 +382,11 @@ class EnclaveMap:
         """Tell whether an enclave's mappings are out of reach, for none of the process's threads is inside."""
         return self.strict and encl not in self.inside
 
-    @staticmethod
-    def due(vma: EnclaveVma) -> "Iterator[tuple[int, int, int]]":
+    def due(self, vma: EnclaveVma) -> "Iterator[tuple[int, int, int]]":
         """Give for each part of a mapping the protection that has to be in force: low, high, prot."""
+        if self.shut(vma.file.encl):
+            yield vma.start, vma.end, 0
+            return
         if vma.watched:
             parts = vma.file.encl.narrowed(vma.start, vma.end, vma.prot)
             between = vma.prot
@@ -406,8 +408,7 @@ class EnclaveMap:
         span = self._span(start, end)
         for at in range(span.start, span.stop):
             vma = self._vmas[at].part(start, end)
-            shut = self.shut(vma.file.encl)
-            for low, high, prot in [(vma.start, vma.end, 0)] if shut else self.due(vma):
+            for low, high, prot in self.due(vma):
                 wrong = prot != vma.in_force
                 if run is not None and wrong and (run[1], run[2]) == (low, prot):
                     run = run[0], high, prot

@@ -129,6 +129,24 @@ static void refusals(void)
 	check_equal("after all", inside(), SECRET);
 }
 
+/* What mprotect gives is for those inside. */
+static void protected(void)
+{
+	uint64_t from = tcs(&enclave, 0), to = (kept & -PAGE) + PAGE;
+
+	check_works("mprotect of TCSs and more", mprotect((void *)from, to - from, PROT_READ));
+	check_equal("after mprotect", *(volatile uint64_t *)kept, ONES);
+	for (int i = 0; i < the_image.segments; i++) {
+		const struct segment *segment = &the_image.segment[i];
+
+		check_works("mprotect of a segment",
+			    mprotect((void *)(enclave.base + segment->offset), segment->length,
+				     segment->prot));
+	}
+	check_equal("after mprotect of all", *(volatile uint64_t *)kept, ONES);
+	check_equal("those inside have it", inside(), SECRET);
+}
+
 static volatile bool enough;
 
 static void *storing(void *argument)
@@ -203,6 +221,7 @@ int main(int argc, char **argv)
 	}
 	wait(&status);
 	check_equal("the child's failures", status, 0);
+	protected();
 	beside_each_other();
 	killed_inside();
 	refusals();
