@@ -27,7 +27,7 @@ def before(request: pytest.FixtureRequest, softsgx: "Harness") -> list[str]:
     return [] if request.param == "userfaultfd" else softsgx.refusing("1", [USERFAULTFD])
 
 
-@pytest.mark.parametrize("what", ["walk", "sort", "threads", "fork"])
+@pytest.mark.parametrize("what", ["walk", "sort", "threads", "mprotect", "fork"])
 def test_an_enclave_of_eight_times_the_epc(
     softsgx: "Harness", what: str, before: list[str]
 ) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from softsgx.run.observe import Observer
 
 _PAGE = n.PAGE_SIZE
+# So much of a range is looked at for where its first run ends.
+_AT_ONCE = 512 * _PAGE
 
 
 def round_up(length: int) -> int:
@@ -159,14 +161,20 @@ class MappingCalls:
             return
         for part in parts:
             part.prot = prot
-        if all(due == prot for part in parts for _, _, due in enclaves.due(part)):
-            if not failed(tracee.run_to_exit()):
-                enclaves.protect(start, end, prot, prot)
-                # What another thread has added meanwhile may allow less.
-                settle(tracee, start, end)
+        if not enclaves.changing and all(
+            due == prot for part in parts for _, _, due in enclaves.due(part)
+        ):
+            enclaves.changing += 1
+            try:
+                if not failed(tracee.run_to_exit()):
+                    enclaves.protect(start, end, prot, prot)
+            finally:
+                enclaves.changing -= 1
+            # What another thread has added meanwhile may allow less.
+            settle(tracee, start, end)
             tracee.go_on()
         else:
-            tracee.finish_call(-self._mprotect_by_runs(tracee, enclaves, parts))
+            tracee.finish_call(-self._mprotect_by_runs(tracee, enclaves))
 
     def _check_mprotect(self, tracee: Tracee, part: EnclaveVma, prot: int) -> None:
         if prot & n.PROT_WRITE and not part.may_write:
@@ -175,31 +183,46 @@ class MappingCalls:
             )
         part.file.check_mprotect(part.start, part.end, prot, ProgramTask(tracee, self._files))
 
-    def _mprotect_by_runs(
-        self, tracee: Tracee, enclaves: EnclaveMap, parts: list[EnclaveVma]
-    ) -> int:
+    def _mprotect_by_runs(self, tracee: Tracee, enclaves: EnclaveMap) -> int:
         """Carry out an mprotect that must leave holes out of reach; gives an errno, or 0."""
         regs = tracee.regs
         at, end, asked = regs.rdi, regs.rdi + round_up(regs.rsi), regs.rdx
-        runs: list[tuple[int, int, int | None]] = []
-        for part in parts:
-            runs += [(at, part.start, None), *enclaves.due(part)]
-            at = part.end
-        runs.append((at, end, None))
         with tracee.injecting() as injector:
             # In the kernel's order: what lies before a failure is changed.
-            for low, high, due in runs:
-                if low == high:
-                    continue
-                prot = asked if due is None else asked & ~7 | due
-                result = injector.call(regs.orig_rax, low, high - low, prot, regs.r10)
-                if failed(result):
-                    if due is not None and failed(result) == errno.ENOMEM:
-                        self._observer.warn(too_many_runs(tracee))
-                    return failed(result)
-                if due is not None:
-                    enclaves.protect(low, high, asked & 7, due)
+            while at < end:
+                while enclaves.changing:
+                    injector.pause()
+                # Who has a page evicted now waits with its own change: ours would give the page back.
+                enclaves.changing += 1
+                try:
+                    high, due = self._next_run(enclaves, at, end, asked & 7)
+                    prot = asked if due is None else asked & ~7 | due
+                    result = injector.call(regs.orig_rax, at, high - at, prot, regs.r10)
+                    if failed(result):
+                        if due is not None and failed(result) == errno.ENOMEM:
+                            self._observer.warn(too_many_runs(tracee))
+                        return failed(result)
+                    if due is not None:
+                        enclaves.protect(at, high, asked & 7, due)
+                finally:
+                    enclaves.changing -= 1
+                at = high
         return 0
+
+    @staticmethod
+    def _next_run(enclaves: EnclaveMap, at: int, end: int, prot: int) -> tuple[int, int | None]:
+        """Give where a run ends that begins at an address, and the protection that is due; None outside enclaves.
+
+        It is looked for when it is changed: between two runs another thread may have had a page evicted.
+        """
+        parts = enclaves.overlapping(at, min(end, at + _AT_ONCE))
+        if not parts:
+            return min(end, at + _AT_ONCE), None
+        if at < parts[0].start:
+            return parts[0].start, None
+        parts[0].prot = prot
+        _, high, due = next(enclaves.due(parts[0]))
+        return high, due
 
     def mremap(self, tracee: Tracee) -> None:
         """Carry out an mremap; an enclave mapping (VM_DONTEXPAND) neither grows nor moves."""

@@ -421,8 +421,7 @@ class Supervisor:
         if not flags & n.CLONE_THREAD:
             mm = process.mm if flags & n.CLONE_VM else process.mm.fork(tid)
             if mm is not process.mm and process.mm.enclaves is not None:
-                alone = process.threads == 1 and process.mm.users == 1
-                enclaves = process.mm.enclaves.fork(alone=alone)
+                enclaves = process.mm.enclaves.fork(alone=process.threads == process.mm.users == 1)
                 mm.enclaves = enclaves
             child = process.fork(tid, mm)
             if process.debugger is not None and mm is not process.mm:

@@ -8,6 +8,7 @@
  *     walk     fill all of it, then hash it, twice
  *     sort     fill a half of it and sort that, with the other half as scratch
  *     threads  four threads fill and hash a quarter each, twice over
+ *     mprotect fill and hash an eighth, while another thread takes writing away and gives it back
  *     fork     fill; parent and child then hash all of it at the same time, the child writes, too
  */
 #include "host.h"
@@ -138,6 +139,31 @@ static void both(void)
 	check_equal("still the same", again.out[0], op.out[0]);
 }
 
+static volatile bool enough;
+
+static void *protecting(void *argument)
+{
+	while (!enough)
+		if (mprotect((void *)heap, bytes, PROT_READ) ||
+		    mprotect((void *)heap, bytes, PROT_READ | PROT_WRITE))
+			fail("mprotect");
+	return NULL;
+}
+
+static void while_protected(void)
+{
+	pthread_t thread;
+
+	bytes /= 8;
+	CHECK("filled", fill(0, heap, bytes, 1));
+	if (pthread_create(&thread, NULL, protecting, NULL))
+		fail("pthread_create");
+	for (int i = 0; i < 12; i++)
+		CHECK("hashed while it is protected", is_filled(0, heap, bytes, 1));
+	enough = true;
+	pthread_join(thread, NULL);
+}
+
 int main(int argc, char **argv)
 {
 	begin(argc, argv);
@@ -152,6 +178,8 @@ int main(int argc, char **argv)
 		sort();
 	else if (!strcmp(argv[4], "threads"))
 		threads();
+	else if (!strcmp(argv[4], "mprotect"))
+		while_protected();
 	else if (!strcmp(argv[4], "fork"))
 		both();
 	else
