@@ -292,6 +292,26 @@ def test_the_one_with_the_oldest_page_is_killed_and_nobody_for_itself(platform: 
     check_accounts(platform)
 
 
+def test_room_that_others_take_is_made_again(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encl = build(platform, PAGES).file.encl
+    reclaimer = platform.driver.reclaimer
+    batch = reclaimer._reclaim_batch
+    lost = iter(range(20))
+
+    def reclaim_batch() -> int:
+        if next(lost, None) is None:
+            return batch()
+        # While an address space is waited for others run, and use what has gone out.
+        reclaimer._evicted += 16
+        return 0
+
+    monkeypatch.setattr(reclaimer, "_reclaim_batch", reclaim_batch)
+    assert reclaimer.make_room(EPC_PAGES // 2, encl, kill=False)
+    assert next(lost, None) is None
+
+
 def test_the_background_works_from_the_low_to_the_high_mark(platform: Platform) -> None:
     reclaimer, free = platform.driver.reclaimer, platform.driver.epc
     assert (reclaimer.low, reclaimer.high) == (8, 16)

@@ -61,6 +61,7 @@ class Reclaimer:
         self._killable: dict[Encl, None] = {}
         # There is work for ``background``.
         self.woken = False
+        self._evicted = 0  # pages, ever
         # Whose backings may have put something off.
         self._untidy: set[Encl] = set()
         self.read_ahead = ReadAhead(self)
@@ -107,7 +108,9 @@ class Reclaimer:
         """
         free = self.allocator
         while free.free_pages < wanted:
-            if self.reclaim_pages():
+            evicted = self._evicted
+            # Others may have taken what has gone while an address space was waited for.
+            if self.reclaim_pages() or self._evicted != evicted:
                 continue
             if self._batch_under_way or not kill:
                 return False
@@ -335,6 +338,7 @@ class Reclaimer:
             for start, count in neighbours(sorted(batch)):
                 self.allocator.free(start, count)
             self.policy.evicted(encl.serial | index for index, _, _ in evicted)
+            self._evicted += len(batch)
             stats = encl.stats
             stats.resident -= len(batch)
             stats.evictions += len(batch)
