@@ -34,12 +34,13 @@ VERBS = {
     "inspect": "show every field of an enclave file, a SIGSTRUCT, a report or a quote",
     "verify": "verify an enclave file: its signature, its measurement and a policy",
     "convert": "convert an enclave file to SGXS",
+    "extract": "write the enclaves that a program builds, as SGXS, while it runs",
     "sign": "sign an enclave file: write its SIGSTRUCT",
     "lint": "say what a processor with SGX would punish, of an enclave file, a program or a run",
 }
 
 # The others are for enclaves at rest, and work wherever Python does.
-_LINUX = ("run", "info", "top")
+_LINUX = ("run", "info", "top", "extract")
 
 _USAGE = "usage: softsgx VERB [OPTION...]"
 _ABOUT = """\

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import IO
 
+    from softsgx.run.extraction import Extraction
+
 HELP = "run a program that uses SGX, on a machine without it"
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 _PAGE = 4096
@@ -69,7 +71,7 @@ _FLAGS = {
     "--kill-on-exit": "kill_on_exit",
     "--leave-text": "leave_text",
 }
-_VALUES = {
+VALUES = {
     "--aex-every": "aex_every",
     "--epc": "epc",
     "--cpu": "cpu",
@@ -90,22 +92,27 @@ def parse(arguments: "Sequence[str]") -> Given | None:
     Those are argparse's to explain, which takes as long to start as the interpreter itself.
     """
     given = Given()
+    return given if read(arguments, given, VALUES) else None
+
+
+def read(arguments: "Sequence[str]", given: Given, values: dict[str, str]) -> bool:
+    """Read into ``given`` as `parse` does, and tell whether all is right; ``values`` are the options with a value."""
     words = iter(arguments)
     for word in words:
         if not word.startswith("-") or word == "--":
             rest = list(words)
             if word == "--" and not rest:
-                return None
+                return False
             given.program, *given.args = rest if word == "--" else [word, *rest]
-            return given
+            return True
         name, equals, value = word.partition("=")
         if word in _FLAGS:
             setattr(given, _FLAGS[word], True)
-        elif name in _VALUES and (equals or not (value := next(words, "-")).startswith("-")):
-            setattr(given, _VALUES[name], value)
+        elif name in values and (equals or not (value := next(words, "-")).startswith("-")):
+            setattr(given, values[name], value)
         else:
-            return None
-    return None
+            return False
+    return False
 
 
 def add_arguments(parser: "argparse.ArgumentParser") -> None:
@@ -186,7 +193,8 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
     )
 
 
-def _file(option: str, path: str) -> "IO[str]":
+def opened(option: str, path: str) -> "IO[str]":
+    """Open a file that a run writes; SoftsgxError names the option."""
     # Not by pathlib, which would cost every start 5 ms.
     try:
         return open(path, "w", buffering=1, encoding="utf-8")  # noqa: PTH123
@@ -194,7 +202,7 @@ def _file(option: str, path: str) -> "IO[str]":
         raise SoftsgxError(f"{option} {path}: {error.strerror}") from None
 
 
-def main(args: "Given | argparse.Namespace") -> int:
+def main(args: "Given | argparse.Namespace", extraction: "Extraction | None" = None) -> int:
     """Run the program; the exit status, or the signal, is the program's."""
     # A program waits for us to start: nothing of what is imported now becomes garbage.
     gc.disable()
@@ -204,8 +212,8 @@ def main(args: "Given | argparse.Namespace") -> int:
 
     epc = size(args.epc)
     gdb = None if args.gdb is None else _port(args.gdb)
-    trace = _file("--trace", args.trace) if args.trace else None
-    stats_json = _file("--stats-json", args.stats_json) if args.stats_json else None
+    trace = opened("--trace", args.trace) if args.trace else None
+    stats_json = opened("--stats-json", args.stats_json) if args.stats_json else None
     try:
         status = run_program(
             [args.program, *args.args],
@@ -223,12 +231,15 @@ def main(args: "Given | argparse.Namespace") -> int:
             aex_every=args.aex_every,
             gdb=gdb,
             isolation=args.isolation,
+            extraction=extraction,
         )
     except ProgramNotFound as missing:
         sys.stderr.write(f"softsgx: {missing}\n")
         return missing.status
     finally:
-        for file in (trace, stats_json):
+        for file in (trace, stats_json, extraction):
             if file is not None:
                 file.close()
+    if extraction is not None:
+        extraction.tell()
     return exit_like(status)

@@ -34,7 +34,7 @@ from softsgx.errors import DriverError, SoftsgxError
 if TYPE_CHECKING:
     from softsgx.cpu.processor import Processor
     from softsgx.driver.add_page_queue import AddPageWorker
-    from softsgx.driver.encl_stats import EnclEvents
+    from softsgx.driver.encl_stats import BuildEvents, EnclEvents
     from softsgx.driver.legacy import LegacyFile
     from softsgx.driver.task import Task
 
@@ -64,6 +64,7 @@ class Driver:
         self.reclaimer = Reclaimer(processor, self.epc, policy or TwoQueues(processor.epc.pages))
         self.stats = DriverStats()
         self.events: EnclEvents | None = None
+        self.builds: BuildEvents | None = None
         self._queue = queue
         # What adds the pages that ADD_PAGE has queued, from the first open of a node that has it.
         self.add_page_worker: AddPageWorker | None = None
@@ -135,6 +136,7 @@ class EnclaveFile:
         self.elrange = MemfdElrange()
         self.encl = self.encl_type(driver.processor, driver.reclaimer, self.elrange, driver.stores)
         self.encl.events = driver.events
+        self.encl.builds = driver.builds
         self._stats = driver.stats
         self._stats.began(self.encl)
         self._released = False

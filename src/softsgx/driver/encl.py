@@ -33,7 +33,7 @@ from softsgx.errors import DriverError, Fault
 
 if TYPE_CHECKING:
     from softsgx.cpu.processor import Processor
-    from softsgx.driver.encl_stats import EnclEvents
+    from softsgx.driver.encl_stats import BuildEvents, EnclEvents
     from softsgx.driver.reclaim import Reclaimer
     from softsgx.driver.task import EnclMm, Task
 
@@ -85,6 +85,7 @@ class Encl(EnclEpc):
         # Pages that are about to become holes, by address.
         self.modifying: set[int] = set()
         self.events: EnclEvents | None = None
+        self.builds: BuildEvents | None = None
 
     # -- building ---------------------------------------------------------------------------
 
@@ -215,6 +216,8 @@ class Encl(EnclEpc):
                 self.elrange.discard((first + added) * PAGE_SIZE, (count - added) * PAGE_SIZE)
         if added:
             self.page_array.insert(first, epc_first, added, added_kind(secinfo_flags))
+            if self.builds is not None:
+                self.builds.added(self, first * PAGE_SIZE, added, secinfo_flags, measure)
         self.stats.added += added
         self.reclaimer.added(self, range(epc_first, epc_first + added))
         self.reclaimer.allocated()
@@ -443,6 +446,8 @@ class Encl(EnclEpc):
 
         It refuses while a thread is inside, and the SECS while a child is left (sgx_encl_release).
         """
+        if self.builds is not None:
+            self.builds.released(self)
         return self._free_all()
 
     def _free_all(self) -> int:

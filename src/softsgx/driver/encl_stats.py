@@ -109,3 +109,28 @@ class EnclEvents(Protocol):
 
     def ended(self, encl: "Encl") -> None:
         """Hear that an enclave is about to be released; its counters are still as they were."""
+
+
+class BuildEvents(Protocol):
+    """Who is told how enclaves are built: ``Driver.builds``, and ``Encl.builds`` of each one opened since.
+
+    None where nobody listens, as in all runs but those of `softsgx extract`.  A call must not suspend, nor
+    change an enclave.
+    """
+
+    def added(
+        self, encl: "Encl", address: int, count: int, secinfo_flags: int, measured: bool
+    ) -> None:
+        """Hear that EADD has added pages from a linear address on, and whether EEXTEND has measured them all.
+
+        They are resident, and nobody has had the time to change them.
+        """
+
+    def extended(self, encl: "Encl", address: int, mrmask: int) -> None:
+        """Hear that EEXTEND has measured the chunks that a mask selects, of the page that was added last."""
+
+    def initialized(self, encl: "Encl", sigstruct: bytes) -> None:
+        """Hear that EINIT has taken a SIGSTRUCT."""
+
+    def released(self, encl: "Encl") -> None:
+        """Hear that an enclave is about to be released, whatever has become of it."""

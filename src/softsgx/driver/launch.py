@@ -33,4 +33,8 @@ def launch(
     cpu.ia32_sgxlepubkeyhash = lepubkeyhash
     memory = HeldMemory()
     token = memory.place(einittoken)
-    return einit(cpu, memory, memory.place(sigstruct), Epc.address(encl.created_secs()), token)
+    secs = Epc.address(encl.created_secs())
+    code = einit(cpu, memory, memory.place(sigstruct), secs, token)
+    if not code and encl.builds is not None:
+        encl.builds.initialized(encl, sigstruct)
+    return code

@@ -102,6 +102,7 @@ class LegacyMapping:
         self.elrange = MemfdElrange(kind)
         self.encl = _new_encl(driver, self.elrange)
         self.encl.events = driver.events
+        self.encl.builds = driver.builds
         self._stats.began(self.encl)
         self._released = False
 

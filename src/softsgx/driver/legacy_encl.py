@@ -135,6 +135,8 @@ class LegacyEncl(EpcmEncl):
             )
         for chunk in _chunks(request.mrmask):
             eextend(self.cpu, Epc.address(self.created_secs()), Epc.address(page) + chunk)
+        if self.builds is not None:
+            self.builds.extended(self, request.addr, request.mrmask)
 
     @property
     def free_epc_pages(self) -> int:

@@ -16,7 +16,8 @@ Source: fortanix/rust-sgx, intel-sgx/sgxs/src/sgxs.rs.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import IO, TYPE_CHECKING
+from struct import Struct
+from typing import IO, TYPE_CHECKING, Any
 
 from softsgx.arch.layout import U32, U64, Record, at, layout, raw
 from softsgx.arch.secinfo import (
@@ -44,6 +45,9 @@ _BLOCK = 64
 _CHUNK = _BLOCK + EEXTEND_SIZE
 _CHUNKS_OF_PAGE = PAGE_SIZE // EEXTEND_SIZE
 _PAGE = _BLOCK + _CHUNKS_OF_PAGE * _CHUNK
+_ALL_CHUNKS = (1 << _CHUNKS_OF_PAGE) - 1
+_PAGE_BLOCKS = Struct("<8sQQ40x" + _CHUNKS_OF_PAGE * f"8sQ48x{EEXTEND_SIZE}s")
+_PAGE_CHUNKS = Struct(_CHUNKS_OF_PAGE * f"{EEXTEND_SIZE}s")
 _AT_ONCE = 256
 # A page whose chunks do not come as a whole is kept in memory; no real stream has so many.
 _MOST_PARTIAL = 1 << 14
@@ -319,8 +323,18 @@ def write(image: Image, out: IO[bytes]) -> None:
             _write_run(record, measured_apart, out)
 
 
+def page_blocks(offset: int, secinfo_flags: int, content: bytes | memoryview, mrmask: int) -> bytes:
+    """Return the blocks of one page: EEXTEND of the chunks that a mask selects, UNMEASRD of the others."""
+    tags = [EEXTEND if mrmask >> chunk & 1 else UNMEASURED for chunk in range(_CHUNKS_OF_PAGE)]
+    fields: list[Any] = [b""] * (3 * _CHUNKS_OF_PAGE)
+    fields[0::3] = tags
+    fields[1::3] = range(offset, offset + PAGE_SIZE, EEXTEND_SIZE)
+    fields[2::3] = _PAGE_CHUNKS.unpack(content)
+    return _PAGE_BLOCKS.pack(EADD, offset, secinfo_flags, *fields)
+
+
 def _write_run(run: PageRun, measured_apart: dict[int, set[int]], out: IO[bytes]) -> None:
-    tag = EEXTEND if run.measured else UNMEASURED
+    tag, mrmask = (EEXTEND, _ALL_CHUNKS) if run.measured else (UNMEASURED, 0)
     for start in range(0, run.length, _AT_ONCE * PAGE_SIZE):
         length = min(_AT_ONCE * PAGE_SIZE, run.length - start)
         absent = run.data is None and not run.measured
@@ -328,10 +342,15 @@ def _write_run(run: PageRun, measured_apart: dict[int, set[int]], out: IO[bytes]
         stream = bytearray()
         for page in range(start, start + length, PAGE_SIZE):
             offset = run.offset + page
-            stream += Eadd(EADD, offset, run.secinfo_flags).encode()
             if absent:
+                stream += Eadd(EADD, offset, run.secinfo_flags).encode()
                 continue
-            apart = measured_apart.get(offset, ())
+            apart = measured_apart.get(offset)
+            if apart is None:
+                page_content = content[page - start : page - start + PAGE_SIZE]
+                stream += page_blocks(offset, run.secinfo_flags, page_content, mrmask)
+                continue
+            stream += Eadd(EADD, offset, run.secinfo_flags).encode()
             for chunk in range(offset, offset + PAGE_SIZE, EEXTEND_SIZE):
                 if chunk not in apart:
                     within = chunk - run.offset - start

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from softsgx.driver.state import State
     from softsgx.driver.stores import DefaultStore
     from softsgx.run.aex_every import AexEvery
+    from softsgx.run.extraction import Extraction
     from softsgx.run.gdb_stub import GdbStub
 
 
@@ -153,6 +154,7 @@ def run_program(
     gdb: int | None = None,
     isolation: str = "none",
     observer: Observer | None = None,
+    extraction: "Extraction | None" = None,
 ) -> int:
     """Run a program and all its descendants, over the driver of that name; give the first one's wait status.
 
@@ -163,7 +165,7 @@ def run_program(
     byte of any program's text is changed. `aex_every` says how often threads are made to leave their enclave
     (run/aex_every.py). At the port `gdb`, gdb may debug the program. `isolation` is none or strict
     (run/isolation.py). `observer` is told of everything, if it is given, instead of one that is made of
-    `trace`, `stats` and `stats_json`.
+    `trace`, `stats` and `stats_json`. `extraction` takes the enclaves as they are built.
     """
     nodes = nodes_of(driver)
     _require_policy(policy)
@@ -192,7 +194,11 @@ def run_program(
     def platform() -> "Platform":
         from softsgx.driver.platform import Platform  # noqa: PLC0415  (see Supervisor)
 
-        return Platform(model=model, state=state, driver=driver, backing=default, policy=policy)
+        made = Platform(model=model, state=state, driver=driver, backing=default, policy=policy)
+        if extraction is not None:
+            extraction.openers = observer.openers
+            made.driver.builds = extraction
+        return made
 
     mask = block_signals()
     # The terminal's own signals go to the program; the supervisor ends when it does.
