@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sign an enclave file: measure it and write its SIGSTRUCT, by a key in a file, in a token, or in two steps elsewhere.
 
-In two steps: --digest-out writes what is to be signed (RSASSA-PKCS1-v1_5, SHA-256), and where the signature has been made
---signature, --public-key and --digest put the SIGSTRUCT together.
+In two steps: --digest-out writes what is to be signed (RSASSA-PKCS1-v1_5, SHA-256), and where the signature
+has been made --signature, --public-key and --digest put the SIGSTRUCT together.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device nodes and their open files (kernel: driver.c).
 
-Owns the free list of the EPC and who makes room in it.  Used by one thread; calls of several callers interleave only where
-user memory suspends one of them.
+Owns the free list of the EPC and who makes room in it.  Used by one thread; calls of several callers
+interleave only where user memory suspends one of them.
 """
 
 import errno

@@ -29,8 +29,9 @@ _libc.preadv.restype = ctypes.c_ssize_t
 class MemfdElrange:
     """cpu's Elrange over a sparse memfd, 2^47 bytes long; ``fd`` is the driver's own descriptor.
 
-    ``kind`` is that of the node through which a program has it, and shows in its name.  ``place`` is set while a page is brought in for somebody who has touched it: it puts whole pages that
-    are absent into the memfd and into that address space at once, and returns how many bytes.
+    ``kind`` is that of the node through which a program has it, and shows in its name.  ``place`` is set
+    while a page is brought in for somebody who has touched it: it puts whole pages that are absent into the
+    memfd and into that address space at once, and returns how many bytes.
     """
 
     def __init__(self, kind: str = ENCLAVE) -> None:

@@ -2,8 +2,9 @@
 """The enclave object (kernel: encl.c and the allocation parts of ioctl.c).
 
 Owns an enclave's EPC pages: its SECS, its VA pages, the pages of its page array; and its backing store,
-where those are that were evicted.  Used by the driver's thread only.  A call that follows user pointers may suspend the caller in the middle; meanwhile other
-threads may map, fault and enter, but ``ioctl_in_flight`` keeps the enclave's other ioctls out.
+where those are that were evicted.  Used by the driver's thread only.  A call that follows user pointers may
+suspend the caller in the middle; meanwhile other threads may map, fault and enter, but ``ioctl_in_flight``
+keeps the enclave's other ioctls out.
 """
 
 import errno

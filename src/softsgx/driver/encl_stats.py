@@ -28,10 +28,11 @@ class EnclStats:
     """The counters of one enclave, or of several.
 
     ``resident`` is the EPC pages held now, SECS and VA pages included: the sum over all enclaves, ended
-    ones too, is the EPC in use.  ``added`` counts what ADD_PAGES added, ``augmented`` what a fault added by EAUG, ``evictions`` and ``reloads``
-    what EWB wrote out and ELDU brought back, SECS and VA pages too.  ``kills`` is 1 for an enclave that
-    had to give way.  ``backing_faults`` are accesses of the store that failed, ``backing_bytes`` what was
-    written to it and read from it, PCMDs included, ``backing_pages`` the pages that lie there now.
+    ones too, is the EPC in use.  ``added`` counts what ADD_PAGES added, ``augmented`` what a fault added by
+    EAUG, ``evictions`` and ``reloads`` what EWB wrote out and ELDU brought back, SECS and VA pages too.
+    ``kills`` is 1 for an enclave that had to give way.  ``backing_faults`` are accesses of the store that
+    failed, ``backing_bytes`` what was written to it and read from it, PCMDs included, ``backing_pages`` the
+    pages that lie there now.
     """
 
     __slots__ = (*COUNTERS, "number")

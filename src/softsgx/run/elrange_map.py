@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mappings of enclaves in one address space, and what makes the touch of a hole a fault.
 
-Owns the list of enclave VMAs of an Mm and its userfaultfd. A mapping begins as PROT_NONE, and
-`settle` gives it its protection: a mapping that allows the touch of a hole makes a silent zero
-page. Where the userfaultfd watches, who touches a hole, or writes to a page that is on its way out,
-sleeps until it is answered (userfaults.py), and only pages that allow less than the mapping stay PROT_NONE. Where there is none, all that must fault stays
-so: an mprotect for each run of pages, and a SIGSEGV that the supervisor tells from the program's.
+Owns the list of enclave VMAs of an Mm and its userfaultfd. A mapping begins as PROT_NONE, and `settle`
+gives it its protection: a mapping that allows the touch of a hole makes a silent zero page. Where the
+userfaultfd watches, who touches a hole, or writes to a page that is on its way out, sleeps until it is
+answered (userfaults.py), and only pages that allow less than the mapping stay PROT_NONE. Where there is
+none, all that must fault stays so: an mprotect for each run of pages, and a SIGSEGV that the supervisor
+tells from the program's.
 
 Source: ioctl_userfaultfd(2), include/uapi/linux/userfaultfd.h.
 """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps every userfaultfd open until the traced programs are dead.
 
-Owns a small process with a duplicate of each, for as long as that program lives. Were the supervisor's descriptors the only ones,
-a program could, between the supervisor's death and its own (PTRACE_O_EXITKILL), touch a hole of
-its enclave and read a silent zero page.
+Owns a small process with a duplicate of each, for as long as that program lives. Were the supervisor's
+descriptors the only ones, a program could, between the supervisor's death and its own (PTRACE_O_EXITKILL),
+touch a hole of its enclave and read a silent zero page.
 """
 
 import os

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Taking pages out of an address space that no userfaultfd watches: an mprotect by one of its threads.
 
-Owns nothing. Any thread of the address space will do: the caller, which stands at a stop, or all
-others are interrupted and the first that stops carries it out, while the caller gives the rest of the
-run its turns. Whoever waits so does what others ask of it meanwhile. That is the slower way; where userfaultfd works nothing of it is needed.
+Owns nothing. Any thread of the address space will do: the caller, which stands at a stop, or all others are
+interrupted and the first that stops carries it out, while the caller gives the rest of the run its turns.
+Whoever waits so does what others ask of it meanwhile. That is the slower way; where userfaultfd works
+nothing of it is needed.
 """
 
 from time import monotonic
