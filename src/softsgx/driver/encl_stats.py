@@ -124,7 +124,7 @@ class BuildEvents(Protocol):
     ) -> None:
         """Hear that EADD has added pages from a linear address on, and whether EEXTEND has measured them all.
 
-        They are resident, and nobody has had the time to change them.
+        They are resident, and the caller has not gone on yet.
         """
 
     def extended(self, encl: "Encl", address: int, mrmask: int) -> None:

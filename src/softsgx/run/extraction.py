@@ -3,7 +3,7 @@
 
 Owns the directory's temporary files: the stream of each enclave that is being built. EINIT gives the file its name,
 MRENCLAVE; of an enclave that never comes so far nothing is left. What is written is what EADD has put into the
-EPC, read before any program goes on; and it is hashed as it is written, so that no file has the name of another
+EPC, read before the caller goes on; and it is hashed as it is written, so that no file has the name of another
 enclave. Used by the supervisor's one thread.
 """
 
