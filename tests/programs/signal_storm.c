@@ -6,6 +6,9 @@
  */
 #include "host.h"
 
+#ifndef EVERY_US
+#define EVERY_US 1000
+#endif
 #define TURNS 100000UL
 #define ENTRIES_MOST 4000
 #define INSIDE_WANTED 50
@@ -59,14 +62,14 @@ static bool loop_by_bare_enclu(struct op *op)
 
 static void storm(const char *what, bool (*loop)(struct op *))
 {
-	static const struct itimerval every_ms = { { 0, 1000 }, { 0, 1000 } }, never;
+	static const struct itimerval often = { { 0, EVERY_US }, { 0, EVERY_US } }, never;
 	uint64_t sum = 0, wrong = 0, entries = 0;
 	char name[80];
 
 	for (uint64_t i = 0; i < TURNS; i++)
 		sum += i * i;
 	ticks = inside = wrong_registers = in_elrange = nested = wrong_nested = 0;
-	setitimer(ITIMER_REAL, &every_ms, NULL);
+	setitimer(ITIMER_REAL, &often, NULL);
 	while (entries < ENTRIES_MOST && inside < INSIDE_WANTED) {
 		struct op op = { .code = OP_LOOP, .a = TURNS };
 
