@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many measured pages: read into the stream and hashed, of the very long runs at the same time.
+"""Many measured pages: read into the stream and hashed, of the long runs at the same time.
 
-For those a thread hashes what was laid out while the next pages are read; both give up the interpreter's lock for their
+For those a thread reads the next pages while what was laid out is hashed; both give up the interpreter's lock for their
 work. Owns that thread and the buffers, of which there is a fixed number: memory does not grow with the enclave.
 """
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from softsgx.image.measurement import Measurement
     from softsgx.image.stream import PageRun
 
-# So many at once that what is done for each batch does not count: 1.3 MiB of stream.
-_PAGES = 256
+# 332 KiB of stream: what is fresh costs a page fault for each page of it, and a core's cache holds this.
+_PAGES = 64
 _AT_ONCE = _PAGES * PAGE_SIZE
-_STREAMS = 3
-# To hand a stream to another processor costs as much as is won, where there is one and it is not busy, until here.
-_THREAD_FROM = 256 << 20
+_STREAMS = 2
+# On a processor of its own the hashing hides the reading; to hand a shorter run over costs as much.
+_THREAD_FROM = 8 << 20
 
 
 def measure_long(measurement: Measurement, run: PageRun) -> None:
@@ -36,25 +36,34 @@ def measure_long(measurement: Measurement, run: PageRun) -> None:
         for start, content in _contents(run):
             measurement.add_stream(_laid_out(stream, run, start, content))
         return
-    free: SimpleQueue[PageStream] = SimpleQueue()
-    filled: SimpleQueue[tuple[PageStream, Any] | None] = SimpleQueue()
+    free: SimpleQueue[PageStream | None] = SimpleQueue()
+    filled: SimpleQueue[tuple[PageStream, Any] | BaseException | None] = SimpleQueue()
     for _ in range(_STREAMS):
         free.put(PageStream(_PAGES, run.secinfo_flags))
 
-    def hash_filled() -> None:
+    def read() -> None:
+        try:
+            for start, content in _contents(run):
+                stream = free.get()
+                if stream is None:
+                    return
+                filled.put((stream, _laid_out(stream, run, start, content)))
+        except BaseException as error:  # noqa: BLE001 - it is raised where the run is measured
+            filled.put(error)
+        else:
+            filled.put(None)
+
+    thread = Thread(target=read, name="softsgx-read", daemon=True)
+    thread.start()
+    try:
         while (item := filled.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
             stream, content = item
             measurement.add_stream(content)
             free.put(stream)
-
-    thread = Thread(target=hash_filled, name="softsgx-hash", daemon=True)
-    thread.start()
-    try:
-        for start, content in _contents(run):
-            stream = free.get()
-            filled.put((stream, _laid_out(stream, run, start, content)))
     finally:
-        filled.put(None)
+        free.put(None)
         thread.join()
 
 
