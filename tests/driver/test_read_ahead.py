@@ -161,6 +161,22 @@ def test_a_store_that_does_not_answer_is_asked_for_the_page_alone(
     assert walker.touch(12) == list(range(12, 21))
 
 
+def test_memory_that_cannot_be_had_costs_no_epc_page(
+    walker: Walker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "no space")
+
+    walker.touch(10)
+    free = walker.platform.driver.epc.free_pages
+    with monkeypatch.context() as patched:
+        patched.setattr(walker.encl.elrange, "write", full)
+        with pytest.raises(OSError, match="no space"):
+            walker.encl.load_page_in_vma(BASE + 11 * PAGE, 0, BASE + PAGES * PAGE)
+    assert walker.platform.driver.epc.free_pages == free
+    assert walker.touch(11) == list(range(11, 16))
+
+
 def test_of_a_small_epc_it_takes_a_sixteenth_at_most() -> None:
     with Platform(epc=64 * PAGE, state=State.temporary()) as platform:
         assert platform.driver.reclaimer.read_ahead._most == 64 // 16

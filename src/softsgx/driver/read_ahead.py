@@ -74,9 +74,14 @@ class ReadAhead:
         pages = [PageIndex(allocator.allocate_page()) for _ in range(count)]
         slots = [divmod(run.slot(page), VA_SLOTS) for page in range(first, first + count)]
         at = [(va.pages[number], slot * VA_SLOT_SIZE) for number, slot in slots]
-        done = eldu_run(self._reclaimer.cpu, pages, at, secs, first * PAGE_SIZE, contents, pcmds)
-        for page in pages[done:]:
-            allocator.free(page)
+        done = 0
+        try:
+            done = eldu_run(
+                self._reclaimer.cpu, pages, at, secs, first * PAGE_SIZE, contents, pcmds
+            )
+        finally:
+            for page in pages[done:]:
+                allocator.free(page)
         for number, slot in slots[:done]:
             va.give_back(number, slot)
         run.set_resident(first, pages[:done])

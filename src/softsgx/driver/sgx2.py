@@ -90,9 +90,7 @@ def sgx_ioc_enclave_restrict_permissions(encl: "Encl", arg: int, task: "Task") -
 
     done = _in_batches(encl, restrict.offset, restrict.length, task, change)
     answer = restrict.replace(result=done.result, count=done.pages * PAGE_SIZE)
-    copy_to_user(task, arg, answer.encode(), "the argument")
-    if done.failure is not None:
-        raise done.failure
+    _tell(task, arg, answer.encode(), done)
 
 
 def sgx_ioc_enclave_modify_types(encl: "Encl", arg: int, task: "Task") -> None:
@@ -116,9 +114,7 @@ def sgx_ioc_enclave_modify_types(encl: "Encl", arg: int, task: "Task") -> None:
 
         done = _in_batches(encl, modify.offset, modify.length, task, change)
     answer = modify.replace(result=done.result, count=done.pages * PAGE_SIZE)
-    copy_to_user(task, arg, answer.encode(), "the argument")
-    if done.failure is not None:
-        raise done.failure
+    _tell(task, arg, answer.encode(), done)
 
 
 def sgx_ioc_enclave_remove_pages(encl: "Encl", arg: int, task: "Task") -> None:
@@ -134,8 +130,12 @@ def sgx_ioc_enclave_remove_pages(encl: "Encl", arg: int, task: "Task") -> None:
         return _remove(encl, addresses)
 
     done = _in_batches(encl, remove.offset, remove.length, task, change)
-    answer = remove.replace(count=done.pages * PAGE_SIZE)
-    copy_to_user(task, arg, answer.encode(), "the argument")
+    _tell(task, arg, remove.replace(count=done.pages * PAGE_SIZE).encode(), done)
+
+
+def _tell(task: "Task", arg: int, answer: bytes, done: Done) -> None:
+    # Also of what has failed the caller hears how far it came.
+    copy_to_user(task, arg, answer, "the argument")
     if done.failure is not None:
         raise done.failure
 

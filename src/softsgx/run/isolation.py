@@ -35,8 +35,8 @@ def entered(tracee: Tracee) -> None:
 
 def left(tracee: Tracee) -> None:
     """Close the enclave that a thread has left, if it was the last one."""
-    encl = gone(tracee)
-    if encl is not None and encl not in tracee.mm.enclaves.inside:  # type: ignore[union-attr]
+    encl, enclaves = gone(tracee), tracee.mm.enclaves
+    if encl is not None and enclaves is not None and encl not in enclaves.inside:
         _settle(tracee, encl)
 
 

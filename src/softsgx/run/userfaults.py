@@ -10,8 +10,8 @@ Source: ioctl_userfaultfd(2), fs/userfaultfd.c (handle_userfault).
 
 import os
 import struct
+from contextlib import suppress
 
-from softsgx.driver.reclaim import AGAIN
 from softsgx.run import page_faults, ptrace
 from softsgx.run.ptrace import TraceeGone
 
@@ -59,11 +59,11 @@ class Userfaults:
         for event, flags, address, tid in _MESSAGE.iter_unpack(told):
             if event != _PAGEFAULT:
                 continue
-            try:
+            # It waits at a stop of its own, where others have their turns; and what fails does so there,
+            # where one thread's misfortune is not the others'.
+            with suppress(Exception):
                 if page_faults.answered(enclaves, address, flags):
                     continue
-            except AGAIN:
-                pass  # it waits at a stop of its own, where others have their turns
             self._stop(enclaves, address, tid)
 
     def _stop(self, enclaves: "EnclaveMap", address: int, tid: int) -> None:
