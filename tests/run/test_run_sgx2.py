@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages that come, change and go while an enclave runs: what programs see, with userfaultfd and without."""
+"""Pages that come, change and go while an enclave runs: what programs see, with userfaultfd and without.
+
+SECONDS=60 make test ARGS="tests/run/test_run_sgx2.py -k too_small" lets them come and go for a minute.
+"""
 
 from typing import TYPE_CHECKING
 
