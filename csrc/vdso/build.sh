@@ -19,4 +19,4 @@ exec ${CC:-cc} -m64 -ffreestanding -nostdlib -shared -fPIC \
 	-Wl,-soname,linux-vdso.so.1 -Wl,--hash-style=both -Wl,--eh-frame-hdr \
 	-Wl,--build-id=none -Wl,--no-undefined -Wl,-s \
 	-Wl,-z,max-page-size=4096 -Wl,-z,noexecstack -Wl,-z,norelro -Wl,-z,text \
-	-o "$1" "$here/sgx.S" "$here/clock.S" "$here/detours.S" "$here/paths.S" "$here/stubs.S"
+	-o "$1" "$here/sgx.S" "$here/clock.S" "$here/detours.S" "$here/paths.S" "$here/stubs.S" "$here/transitions.S"

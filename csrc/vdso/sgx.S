@@ -16,6 +16,7 @@
  * There is one ENCLU, and its address is the AEP: a thread that resumes there
  * with EAX = ERESUME goes back in, and a fault at that address is turned, by
  * whoever stands for the kernel, into a jump to softsgx_handle_exception.
+ * EENTER is tried without it first (transitions.S).
  */
 
 #define EENTER		2
@@ -58,16 +59,20 @@ __vdso_sgx_enter_enclave:
 	ja	.Linvalid
 
 	mov	RUN, %rcx
-	mov	$RUN_RESERVED, %ebx
-.Lreserved:
-	cmpq	$0, (%rcx, %rbx)
-	jne	.Linvalid
-	add	$8, %ebx
-	cmp	$RUN_END, %ebx
-	jb	.Lreserved
+	mov	RUN_RESERVED(%rcx), %rbx
+	.set	at, RUN_RESERVED + 8
+	.rept	(RUN_END - RUN_RESERVED) / 8 - 1
+	or	at(%rcx), %rbx
+	.set	at, at + 8
+	.endr
+	jnz	.Linvalid
 
 	mov	RUN_TCS(%rcx), %rbx
 	lea	softsgx_enclu(%rip), %rcx
+	cmp	$EENTER, %eax
+	jne	softsgx_enclu
+	lea	3(%rcx), %rax
+	jmp	softsgx_eenter
 
 	.globl	softsgx_enclu
 	.hidden	softsgx_enclu

@@ -28,6 +28,7 @@ from softsgx.arch.secinfo import (
     SECINFO_X,
 )
 from softsgx.arch.structures import Secinfo, Tcs
+from softsgx.arch.thread import MODE_OUTSIDE, ThreadRecord
 from softsgx.cpu import encls
 from softsgx.cpu.epc import EPC_BASE, EPCM_VALID
 from softsgx.cpu.model import Model
@@ -336,7 +337,7 @@ def test_eremove_pages_is_eremove_of_each(machine: Any) -> None:
 
 def test_eremove_pages_stops_where_a_thread_is_inside(machine: Any) -> None:
     machine.build()
-    machine.lp.thread = None
+    machine.lp.words[ThreadRecord.OFFSETS["mode"] // 4] = MODE_OUTSIDE
     thread = next(iter(machine.secs.threads.values()))
     thread.words[0] = 1
     first = machine.secs_page + 1

@@ -14,7 +14,7 @@ from softsgx.arch.attributes import (
 from softsgx.arch.exceptions import PFEC_P, PFEC_SGX, PFEC_U, PFEC_W
 from softsgx.arch.secinfo import SECINFO_MODIFIED, SECINFO_PENDING, SECINFO_W
 from softsgx.arch.structures import Exinfo, Gprsgx
-from softsgx.arch.thread import TcsRecord, ThreadRecord
+from softsgx.arch.thread import STATE_TID_SHIFT, TcsRecord, ThreadRecord
 from softsgx.cpu import encls
 from softsgx.cpu.epc import EPCM_BLOCKED
 from softsgx.cpu.registers import GPR_NAMES, RFLAGS_TF, Registers
@@ -94,7 +94,7 @@ def test_eenter_sets_what_the_manual_says_and_nothing_else(built: Any) -> None:
     assert record == ThreadRecord(
         mode=1, selector=1, tid=0, tcs=machine.BASE + machine.TCS, elrange_base=machine.BASE,
         elrange_size=machine.SIZE, host_fsbase=HOST_FS, host_gsbase=HOST_GS, aep=AEP,
-        host_rflags=FLAGS, tcs_record=0,
+        host_rflags=FLAGS, tcs_record=0, taken=0, watch=0, rbx=0, flags=0, entered=0, left=0, site=0,
     )  # fmt: skip
     tcs = tcs_record(machine)
     assert (tcs.state, tcs.cssa, tcs.aep, tcs.nssa) == (1, 0, AEP, 2)
@@ -104,9 +104,9 @@ def test_eenter_sets_what_the_manual_says_and_nothing_else(built: Any) -> None:
 def test_the_tcs_record_names_its_owner(built: Any) -> None:
     built.lp.words[ThreadRecord.OFFSETS["tid"] // 4] = 4711
     enter(built)
-    assert tcs_record(built).owner_tid == 4711
+    assert tcs_record(built).state >> STATE_TID_SHIFT == 4711
     enter_exit(built)
-    assert tcs_record(built).owner_tid == 0
+    assert tcs_record(built).state == 0
     assert thread_record(built).tid == 4711
 
 
@@ -401,7 +401,7 @@ def test_aex_gives_the_synthetic_state(built: Any) -> None:
     # RF as in a fault's frame.
     assert saved.rflags == FLAGS | 1 << 16
     tcs = tcs_record(machine)
-    assert (tcs.state, tcs.cssa, tcs.owner_tid) == (0, 1, 0)
+    assert (tcs.state, tcs.cssa) == (0, 1)
     assert not machine.lp.inside
 
 
@@ -552,7 +552,7 @@ def test_a_dead_thread_leaves_its_tcs_free(built: Any) -> None:
     enter(machine)
     machine.cpu.thread_gone(machine.lp)
     tcs = tcs_record(machine)
-    assert (tcs.state, tcs.cssa, tcs.owner_tid) == (0, 1, 0)
+    assert (tcs.state, tcs.cssa) == (0, 1)
     assert not machine.lp.inside
     machine.cpu.thread_gone(machine.lp)
     assert tcs_record(machine).cssa == 1

@@ -60,6 +60,7 @@ class Given:
         self.stats_json: str | None = None
         self.kill_on_exit = False
         self.leave_text = False
+        self.no_fast_path = False
         self.gdb: str | None = None
         self.isolation = "none"
         self.program = ""
@@ -70,6 +71,7 @@ _FLAGS = {
     "--stats": "stats",
     "--kill-on-exit": "kill_on_exit",
     "--leave-text": "leave_text",
+    "--no-fast-path": "no_fast_path",
 }
 VALUES = {
     "--aex-every": "aex_every",
@@ -170,6 +172,11 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
         help="change no program's text: for programs that check it, at the cost of CPUID",
     )
     parser.add_argument(
+        "--no-fast-path",
+        action="store_true",
+        help="let every EENTER and EEXIT trap, instead of only those that are not the common case",
+    )
+    parser.add_argument(
         "--aex-every",
         metavar="N",
         help="let threads that are inside an enclave leave it by an AEX: every 250us, 10ms or 1s, or "
@@ -228,6 +235,7 @@ def main(args: "Given | argparse.Namespace", extraction: "Extraction | None" = N
             stats_json=stats_json,
             kill_on_exit=args.kill_on_exit,
             leave_text=args.leave_text,
+            fast_path=not args.no_fast_path,
             aex_every=args.aex_every,
             gdb=gdb,
             isolation=args.isolation,

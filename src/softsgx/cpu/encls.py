@@ -343,6 +343,7 @@ def eremove(cpu: Processor, rcx: int) -> LeafCode:
         secs = cpu.enclaves[epc.owners[page]]
         # A TRIM page that is accepted nobody can be using.
         gone = kind == PT_TRIM and not epc.words[page] & SECINFO_MODIFIED
+        secs.shut()
         if secs.active() and not gone:
             return LeafCode.ENCLAVE_ACT
         if kind == PT_TCS:
@@ -381,7 +382,10 @@ def _run_of_regular(cpu: Processor, first: PageIndex, limit: int) -> int:
     """Count the idle REG pages from one on that lie in the enclave as they do in the EPC."""
     epc = cpu.epc
     word, owner = epc.words[first], epc.owners[first]
-    if word >> SECINFO_PAGE_TYPE_SHIFT != PT_REG or cpu.enclaves[owner].active():
+    if word >> SECINFO_PAGE_TYPE_SHIFT != PT_REG:
+        return 0
+    cpu.enclaves[owner].shut()
+    if cpu.enclaves[owner].active():
         return 0
     words, owners, addresses, busy = epc.words, epc.owners, epc.addresses, epc.busy
     address = addresses[first]

@@ -8,7 +8,7 @@ The columns are plain integer arrays, so that a range is one slice and an entry 
 
 from array import array
 from collections.abc import Iterable
-from typing import NewType
+from typing import TYPE_CHECKING, NewType
 
 from softsgx.arch.secinfo import (
     PAGE_SIZE,
@@ -22,6 +22,9 @@ from softsgx.arch.secinfo import (
     SECINFO_RWX,
 )
 from softsgx.errors import Fault
+
+if TYPE_CHECKING:
+    from softsgx.cpu.secs import Thread
 
 PageIndex = NewType("PageIndex", int)
 
@@ -45,7 +48,19 @@ NO_SECS = 0xFFFF_FFFF
 class Epc:
     """The enclave page cache of so many pages; an index out of range is the caller's bug."""
 
-    __slots__ = ("addresses", "blocked", "busy", "contents", "modified", "owners", "pages", "words")
+    __slots__ = (
+        *(
+            "addresses",
+            "blocked",
+            "busy",
+            "contents",
+            "modified",
+            "open",
+            "owners",
+            "pages",
+            "words",
+        ),
+    )
 
     def __init__(self, pages: int) -> None:
         if not 0 < pages < NO_SECS:
@@ -59,6 +74,8 @@ class Epc:
         self.busy: set[int] = set()
         # The tracking cycle of its enclave in which a page was blocked.
         self.blocked: dict[int, int] = {}
+        # The TCSs by which threads enter without a leaf, by each page that a leaf would look at.
+        self.open: dict[int, set[Thread]] = {}
         # The one in which EMODPR or EMODT has changed a page that is not accepted yet.
         self.modified: dict[int, int] = {}
 
@@ -122,13 +139,22 @@ class Epc:
         self.owners[where] = array("I", [secs]) * count
         self.addresses[where] = array("Q", range(address, address + count * PAGE_SIZE, PAGE_SIZE))
 
+    def shut(self, page: int) -> None:
+        """Let nobody enter without a leaf by a TCS that lies on a page, or has its SSA frame there."""
+        for thread in self.open.pop(page, ()):
+            thread.shut()
+
     def block(self, page: int, cycle: int) -> None:
         """Set EPCM.BLOCKED of an enclave's page, in a tracking cycle of its enclave."""
+        if page in self.open:
+            self.shut(page)
         self.words[page] |= EPCM_BLOCKED
         self.blocked[page] = cycle
 
     def clear(self, page: int) -> None:
         """Make the entry invalid and forget what the page held."""
+        if page in self.open:
+            self.shut(page)
         self._set(page, 0, NO_SECS, 0)
         self.contents.pop(page, None)
         self.blocked.pop(page, None)
@@ -136,6 +162,9 @@ class Epc:
 
     def clear_range(self, pages: range) -> None:
         """Make the entries of regular pages invalid."""
+        if self.open:
+            for page in pages:
+                self.shut(page)
         count = len(pages)
         where = slice(pages.start, pages.stop)
         self.words[where] = array("H", [0]) * count

@@ -12,7 +12,7 @@ from softsgx.arch.thread import MODE_INSIDE, TcsRecord, ThreadRecord
 from softsgx.cpu.epc import Epc, PageIndex
 from softsgx.cpu.identity import Identity
 from softsgx.cpu.model import Model
-from softsgx.cpu.secs import SecsPage, Thread
+from softsgx.cpu.secs import CSSA, SecsPage, Thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _KEY_SIZE = 16
 _MODE = ThreadRecord.OFFSETS["mode"] // 4
+_TCS_RECORD = ThreadRecord.OFFSETS["tcs_record"] // 8
 
 
 def _held_record(_eid: int, _linaddr: int) -> memoryview:
@@ -125,6 +126,10 @@ def _no_store(_image: bytearray) -> None:
     raise NotImplementedError("this logical processor has no XSAVE state")
 
 
+def _no_thread() -> Thread | None:
+    return None
+
+
 class LogicalProcessor:
     """One thread, as the processor sees it.
 
@@ -134,8 +139,8 @@ class LogicalProcessor:
     """
 
     __slots__ = (
-        *("cssa", "load_xsave", "quads", "record", "store_xsave", "thread", "translate"),
-        *("words", "xcr0"),
+        *("_taken_by", "_thread", "adopt", "cssa", "load_xsave", "quads", "record", "store_xsave"),
+        *("translate", "words", "xcr0"),
     )
 
     def __init__(
@@ -155,10 +160,30 @@ class LogicalProcessor:
         self.xcr0 = xcr0
         self.load_xsave = load_xsave
         self.store_xsave = store_xsave
-        # The TCS by which this thread is inside, and its CSSA. While STATE is ACTIVE they are this
+        # The TCS by which this thread has entered by a leaf, and its CSSA. While it is inside they are this
         # thread's own: the program that shares the records cannot misdirect an AEX.
-        self.thread: Thread | None = None
+        self._thread: Thread | None = None
+        self._taken_by = 0
         self.cssa = 0
+        # Who has entered without a leaf has left its TCS in the record: finds it.
+        self.adopt: Callable[[], Thread | None] = _no_thread
+
+    @property
+    def thread(self) -> Thread | None:
+        """The TCS by which the thread is inside, if it is: the record says so, whoever has written it."""
+        if self.words[_MODE] != MODE_INSIDE:
+            return None
+        if self._thread is None or self.quads[_TCS_RECORD] != self._taken_by:
+            thread = self.adopt()
+            if thread is not None:
+                self.cssa = min(thread.words[CSSA], max(thread.nssa, 1) - 1)
+            self.take(thread)
+        return self._thread
+
+    def take(self, thread: Thread | None) -> None:
+        """Remember by which TCS the thread is inside, as its record tells now."""
+        self._thread = thread
+        self._taken_by = self.quads[_TCS_RECORD]
 
     @property
     def inside(self) -> bool:

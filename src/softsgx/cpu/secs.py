@@ -2,7 +2,8 @@
 """What the processor keeps of an enclave: its SECS and its thread control structures, decoded.
 
 A TCS has two halves. What software wrote stays in the EPC page and, decoded, here; STATE, CSSA and AEP
-live in a TcsRecord, which whoever moves control reads and writes.
+live in a TcsRecord, which whoever moves control reads and writes. While that is open, threads of a program
+enter and leave without a leaf; `Thread.shut` ends it, before anything that a leaf would look at changes.
 """
 
 from typing import TYPE_CHECKING
@@ -15,12 +16,14 @@ from softsgx.cpu.epc import PageIndex
 from softsgx.cpu.memory import Elrange
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from softsgx.cpu.hasher import Hasher
 
 # TcsRecord's fields as 32-bit and 64-bit words, for a memoryview cast to "I" and "Q".
 STATE = TcsRecord.OFFSETS["state"] // 4
 CSSA = TcsRecord.OFFSETS["cssa"] // 4
-OWNER_TID = TcsRecord.OFFSETS["owner_tid"] // 4
+THREAD = TcsRecord.OFFSETS["thread"] // 8
 AEP = TcsRecord.OFFSETS["aep"] // 8
 _FLAGS = TcsRecord.OFFSETS["flags"] // 8
 
@@ -81,13 +84,18 @@ class SecsPage:
         """Tell ATTRIBUTES.DEBUG."""
         return bool(self.attributes & ATTRIBUTE_DEBUG)
 
+    def shut(self) -> None:
+        """Let nobody enter without a leaf: who is inside now can be told, and nobody else comes."""
+        for thread in self.threads.values():
+            thread.shut()
+
     def inside(self) -> "list[Thread]":
         """Return the TCSs by which threads are inside."""
-        return [thread for thread in self.threads.values() if thread.words[STATE] == TCS_ACTIVE]
+        return [thread for thread in self.threads.values() if thread.words[STATE] & TCS_ACTIVE]
 
     def active(self) -> bool:
         """Tell whether a thread is inside."""
-        return any(thread.words[STATE] == TCS_ACTIVE for thread in self.threads.values())
+        return any(thread.words[STATE] & TCS_ACTIVE for thread in self.threads.values())
 
 
 def _hasher() -> "Hasher":
@@ -105,6 +113,7 @@ class Thread:
     __slots__ = (
         *(
             "abandoned",
+            "close",
             "cycle",
             "fsbase",
             "flags",
@@ -123,6 +132,8 @@ class Thread:
         self.secs = secs
         # The tracking cycle that the thread inside entered in.
         self.cycle = 0
+        # Takes STATE_OPEN away, which a thread of the program may be about to use; set while it is open.
+        self.close: Callable[[], None] | None = None
         # The frame to leave by where the enclave's pages are gone.
         self.abandoned: Gprsgx | None = None
         self.linaddr = linaddr
@@ -154,7 +165,12 @@ class Thread:
             ogsbasgx=tcs.ogsbasgx,
             elrange_base=secs.baseaddr,
             elrange_size=secs.size,
-            owner_tid=0,
+            thread=0,
+            entry=0,
+            fsbase=0,
+            gsbase=0,
+            ursp=0,
+            watch=0,
         ).encode_into(record)
         record = record.cast("B")[: TcsRecord.SIZE]
         self.words = record.cast("I")
@@ -164,10 +180,19 @@ class Thread:
         """Return the contents of the TCS's EPC page with the run-time state."""
         words = self.words
         tcs = Tcs.decode(contents)
-        return tcs.replace(state=words[STATE], cssa=words[CSSA], aep=self.quads[AEP]).encode()
+        state = words[STATE] & TCS_ACTIVE
+        return tcs.replace(state=state, cssa=words[CSSA], aep=self.quads[AEP]).encode()
+
+    def shut(self) -> None:
+        """Let nobody enter without a leaf from now on, and whoever is inside leave by one."""
+        if self.close is not None:
+            close, self.close = self.close, None
+            close()
+            self.quads[THREAD] = 0
 
     def set_flags(self, flags: int) -> None:
         """Store FLAGS, as EDBGWR does."""
+        self.shut()
         self.flags = flags
         self.quads[_FLAGS] = flags
 

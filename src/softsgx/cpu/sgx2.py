@@ -119,6 +119,7 @@ def emodpr_page(cpu: Processor, page: PageIndex, flags: int) -> LeafCode:
     secs = cpu.enclaves[epc.owners[page]]
     if not secs.initialised:
         raise Fault.gp("the enclave is not initialised")
+    epc.shut(page)
     epc.words[page] = word & (flags | ~SECINFO_RWX) | SECINFO_PR
     epc.modified[page] = secs.cycle
     return LeafCode.NO_ERROR
@@ -154,6 +155,7 @@ def emodt_page(cpu: Processor, page: PageIndex, kind: int) -> LeafCode:
     if not secs.initialised:
         raise Fault.gp("the enclave is not initialised")
     linaddr = epc.addresses[page]
+    epc.shut(page)
     if linaddr in held(secs):
         return LeafCode.EPC_PAGE_CONFLICT
     if before == PT_TCS:

@@ -11,6 +11,7 @@ None of these leaves is ever suspended, so two of them never meet on a SECS; and
 SECS shares it with them.  Only an enclave's page that is on its way into the EPC or out of it is a conflict.
 """
 
+from softsgx.arch.attributes import TCS_ACTIVE
 from softsgx.arch.codes import LeafCode
 from softsgx.arch.secinfo import (
     PAGE_SIZE,
@@ -25,7 +26,7 @@ from softsgx.arch.structures import Rdinfo
 from softsgx.cpu.epc import EPCM_BLOCKED, EPCM_SECINFO, EPCM_VALID, Epc, PageIndex
 from softsgx.cpu.memory import Memory
 from softsgx.cpu.processor import Processor
-from softsgx.cpu.secs import CSSA, SecsPage
+from softsgx.cpu.secs import CSSA, STATE, SecsPage
 from softsgx.errors import Fault
 
 # The types of the pages that an enclave addresses: those that are blocked and tracked.
@@ -97,6 +98,10 @@ def _track(secs: SecsPage) -> LeafCode:
     if any(thread.cycle < secs.cycle for thread in secs.inside()):
         return LeafCode.PREV_TRK_INCMPL
     secs.cycle += 1
+    for thread in secs.threads.values():
+        # Who comes in from now on may come without a leaf.
+        if not thread.words[STATE] & TCS_ACTIVE:
+            thread.cycle = secs.cycle
     return LeafCode.NO_ERROR
 
 

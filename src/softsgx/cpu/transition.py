@@ -46,7 +46,13 @@ from softsgx.arch.secinfo import (
     SECINFO_W,
 )
 from softsgx.arch.structures import Exinfo, Gprsgx
-from softsgx.arch.thread import MODE_INSIDE, MODE_OUTSIDE, ThreadRecord
+from softsgx.arch.thread import (
+    MODE_INSIDE,
+    MODE_OUTSIDE,
+    STATE_OPEN,
+    STATE_TID_SHIFT,
+    ThreadRecord,
+)
 from softsgx.cpu import xsave
 from softsgx.cpu.epc import EPCM_BLOCKED, EPCM_TYPE_SHIFT, EPCM_VALID
 from softsgx.cpu.processor import LogicalProcessor, Processor
@@ -66,7 +72,7 @@ from softsgx.cpu.registers import (
     RFLAGS_ZF,
     Registers,
 )
-from softsgx.cpu.secs import AEP, CSSA, OWNER_TID, STATE, SecsPage, Thread, canonical
+from softsgx.cpu.secs import AEP, CSSA, STATE, THREAD, SecsPage, Thread, canonical
 from softsgx.errors import Fault
 
 ENCLU_LENGTH = 3
@@ -245,11 +251,11 @@ def _claim(lp: LogicalProcessor, regs: Registers, thread: Thread, cssa: int) -> 
     aep = regs.rcx
     words, quads = thread.words, thread.quads
     words[CSSA] = cssa
-    words[OWNER_TID] = lp.words[_TID]
+    quads[THREAD] = 0
     quads[AEP] = aep
-    words[STATE] = TCS_ACTIVE
+    words[STATE] = lp.words[_TID] << STATE_TID_SHIFT | TCS_ACTIVE
     thread.cycle = thread.secs.cycle
-    lp.thread = thread
+    lp.take(thread)
     lp.cssa = cssa
     record = lp.quads
     record[_TCS] = thread.linaddr
@@ -266,10 +272,8 @@ def _claim(lp: LogicalProcessor, regs: Registers, thread: Thread, cssa: int) -> 
 def _release(lp: LogicalProcessor, thread: Thread) -> None:
     lp.words[_MODE] = MODE_OUTSIDE
     lp.record[_SELECTOR] = _SELECTOR_ALLOW
-    lp.thread = None
-    words = thread.words
-    words[OWNER_TID] = 0
-    words[STATE] = TCS_INACTIVE
+    lp.take(None)
+    thread.words[STATE] &= STATE_OPEN
 
 
 def _inside(lp: LogicalProcessor) -> Thread:
@@ -293,7 +297,8 @@ def _enter(lp: LogicalProcessor, regs: Registers, thread: Thread, cssa: int) -> 
     """Begin at OENTRY with an SSA frame that has been checked."""
     if not canonical(thread.oentry):
         raise Fault.gp(f"the entry point {thread.oentry:#x} is not canonical")
-    if thread.words[STATE] != TCS_INACTIVE:
+    thread.shut()
+    if thread.words[STATE] & TCS_ACTIVE:
         raise Fault.gp("the TCS is active")
     # The enclave finds the stack of its caller here.
     outer_stack = regs.rsp.to_bytes(8, "little") + regs.rbp.to_bytes(8, "little")
@@ -333,7 +338,8 @@ def eresume(cpu: Processor, lp: LogicalProcessor, regs: Registers) -> None:
         raise Fault.gp(f"SSA RIP {gprsgx.rip:#x} is not canonical")
     if not (canonical(gprsgx.fsbase) and canonical(gprsgx.gsbase)):
         raise Fault.gp("SSA FSBASE or GSBASE is not canonical")
-    if thread.words[STATE] != TCS_INACTIVE:
+    thread.shut()
+    if thread.words[STATE] & TCS_ACTIVE:
         raise Fault.gp("the TCS is active")
     area = secs.elrange.read(frame, secs.xsave_size)
     image = xsave.restored(lp.load_xsave(), area, secs.xfrm, cpu.model.xsave_sizes)
@@ -363,7 +369,7 @@ def eexit(_cpu: Processor, lp: LogicalProcessor, regs: Registers) -> None:
         raise Fault.gp(f"EEXIT target {regs.rbx:#x} is not canonical")
     record = lp.quads
     regs.rip = regs.rbx
-    regs.rcx = thread.quads[AEP]
+    regs.rcx = record[_THREAD_AEP]
     regs.fsbase = record[_HOST_FSBASE]
     regs.gsbase = record[_HOST_GSBASE]
     if not thread.flags & TCS_DBGOPTIN:
@@ -378,6 +384,7 @@ def edeccssa(cpu: Processor, lp: LogicalProcessor) -> None:
     if not lp.cssa:
         raise Fault.gp("EDECCSSA, and CSSA is 0")
     _check_frame(cpu, lp, thread, lp.cssa - 1)
+    thread.shut()
     lp.cssa -= 1
     thread.words[CSSA] = lp.cssa
 
@@ -388,6 +395,8 @@ def aex(cpu: Processor, lp: LogicalProcessor, regs: Registers, event: Event) -> 
     CR2 is the caller's: after a #PF its low 12 bits are clear.
     """
     thread = _inside(lp)
+    # The next one to enter has another frame.
+    thread.shut()
     secs = thread.secs
     elrange = secs.elrange
     cssa = lp.cssa
@@ -422,8 +431,8 @@ def aex(cpu: Processor, lp: LogicalProcessor, regs: Registers, event: Event) -> 
 
     lp.store_xsave(synthetic)
 
-    aep = thread.quads[AEP]
     record = lp.quads
+    aep = record[_THREAD_AEP]
     regs.rax = _ERESUME
     regs.rbx = thread.linaddr
     regs.rcx = aep
@@ -454,6 +463,7 @@ def abandon(secs: SecsPage) -> None:
     To the processor they are out. Each makes its exit when it next faults, by the outer stack that its
     frame has now, and nothing of it is saved.
     """
+    secs.shut()
     for thread in secs.inside():
         where = thread.gprsgx(thread.words[CSSA])
         thread.abandoned = Gprsgx.decode(secs.elrange.read(where, Gprsgx.SIZE))
@@ -465,5 +475,6 @@ def thread_gone(lp: LogicalProcessor) -> None:
     thread = lp.thread
     if thread is None:
         return
+    thread.shut()
     thread.words[CSSA] = min(lp.cssa + 1, thread.nssa)
     _release(lp, thread)

@@ -31,12 +31,15 @@ class MemfdElrange:
 
     ``kind`` is that of the node through which a program has it, and shows in its name.  ``place`` is set
     while a page is brought in for somebody who has touched it: it puts whole pages that are absent into the
-    memfd and into that address space at once, and returns how many bytes.
+    memfd and into that address space at once, and returns how many bytes.  What has been changed in what the
+    enclave executes (``change``) is not what it holds: nobody reads that here.
     """
 
     def __init__(self, kind: str = ENCLAVE) -> None:
         self.place: Callable[[int, bytes | bytearray | memoryview], int] | None = None
         self._kept: list[tuple[int, int]] | None = None
+        # By address: what is there instead, what the enclave holds, and whom to tell when it is gone.
+        self._changes: dict[int, tuple[bytes, bytes, Callable[[], None]]] = {}
         self.fd = os.memfd_create(f"sgx_{kind}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, ELRANGE_SIZE)
@@ -67,6 +70,13 @@ class MemfdElrange:
             if not more:
                 raise ValueError(f"{address:#x}+{length:#x} is beyond the address space")
             data += more
+        if self._changes and (found := self._changed(address, length)):
+            held = bytearray(data)
+            for at, (there, before, _) in found:
+                low, high = max(at, address), min(at + len(there), address + length)
+                if held[low - address : high - address] == there[low - at : high - at]:
+                    held[low - address : high - address] = before[low - at : high - at]
+            data = bytes(held)
         return data
 
     def readv(self, address: int, iovec: int, count: int) -> int:
@@ -79,10 +89,64 @@ class MemfdElrange:
         if done < 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), "sgx_enclave")
+        if self._changes and (found := self._changed(address, done)):
+            self._put_back(found, address, iovec, count)
         return done
+
+    def _changed(
+        self, address: int, length: int
+    ) -> list[tuple[int, tuple[bytes, bytes, Callable[[], None]]]]:
+        return [
+            (at, change)
+            for at, change in self._changes.items()
+            if at < address + length and address < at + len(change[0])
+        ]
+
+    @staticmethod
+    def _put_back(
+        found: list[tuple[int, tuple[bytes, bytes, Callable[[], None]]]],
+        address: int,
+        iovec: int,
+        count: int,
+    ) -> None:
+        places = (ctypes.c_uint64 * (2 * count)).from_address(iovec)
+        for number in range(count):
+            start, length = places[2 * number], places[2 * number + 1]
+            for at, (there, before, _) in found:
+                low, high = max(at, address), min(at + len(there), address + length)
+                place = start + low - address
+                if (
+                    low < high
+                    and ctypes.string_at(place, high - low) == there[low - at : high - at]
+                ):
+                    ctypes.memmove(place, before[low - at : high - at], high - low)
+            address += length
+
+    def change(self, address: int, there: bytes, gone: Callable[[], None]) -> None:
+        """Put bytes of ours where the enclave executes its own, on one page; ``gone`` hears when that has left."""
+        before = self.read(address, len(there))
+        self._changes[address] = there, before, gone
+        os.pwrite(self.fd, there, address)
+
+    def take_back(self) -> None:
+        """Put what the enclave holds where it was changed."""
+        changes, self._changes = self._changes, {}
+        for address, (there, before, gone) in changes.items():
+            if os.pread(self.fd, len(there), address) == there:
+                os.pwrite(self.fd, before, address)
+            gone()
+
+    def _forget(self, address: int, length: int) -> None:
+        for at, (there, before, gone) in self._changed(address, length):
+            del self._changes[at]
+            if os.pread(self.fd, len(there), at) == there:
+                os.pwrite(self.fd, before, at)
+            gone()
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Write at a linear address.  A page that was a hole appears whole, by one system call."""
+        if self._changes:
+            self._forget(address, len(data))
         if self.place is not None and not len(data) % _PAGE_SIZE:
             done = self.place(address, data)
             if done == len(data):
@@ -100,6 +164,9 @@ class MemfdElrange:
         if self._kept is not None:
             self._kept.append((address, length))
             return
+        for at, (_, _, gone) in self._changed(address, length):
+            del self._changes[at]
+            gone()
         mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
         if length and _libc.fallocate(self.fd, mode, address, length):
             number = ctypes.get_errno()

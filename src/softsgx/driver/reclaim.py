@@ -207,6 +207,8 @@ class Reclaimer:
             if page in epc.busy or owner in epc.busy:
                 in_use.append(page)
                 continue
+            # By what gives way nobody enters from now on, or is inside by now.
+            epc.shut(page)
             if owner not in kept:
                 kept[owner] = held(cpu.enclaves[owner])
             address = epc.addresses[page]

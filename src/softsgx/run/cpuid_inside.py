@@ -45,18 +45,18 @@ class InsideCpuid:
     def __init__(self) -> None:
         self._sites: WeakKeyDictionary[SecsPage, tuple[int, ...]] = WeakKeyDictionary()
 
-    def watch(self, tracee: "Tracee", lp: LogicalProcessor) -> None:
-        """Prepare a thread that has just entered an enclave."""
+    def watch(self, tracee: "Tracee", lp: LogicalProcessor) -> bool:
+        """Prepare a thread that has just entered an enclave; tell whether there is something to stop it at."""
         thread = lp.thread
         if thread is None:
-            return
+            return False
         secs = thread.secs
         sites = self._sites.get(secs)
         if sites is None:
             enclaves = tracee.mm.enclaves
             vma = enclaves.find(thread.linaddr) if enclaves else None
             if vma is None:
-                return
+                return False
             while sites is None:
                 try:
                     sites = self._sites[secs] = inside_sites(vma.file.encl)
@@ -64,10 +64,12 @@ class InsideCpuid:
                     pause(tracee)
         if tracee.watched is not secs and (sites or tracee.watched is not None):
             tracee.watched, tracee.cpuid_watched = secs, sites
+            tracee.site_watched = None
             tracee.watch()
         if tracee.regs.rip in sites:
             # ERESUME at the instruction itself: RF would let it pass, and #UD does not know RF.
             tracee.regs.rflags &= ~RFLAGS_RF
+        return bool(sites)
 
 
 class _LoadedElf(Elf):

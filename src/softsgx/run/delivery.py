@@ -51,7 +51,8 @@ def unforce(tracee: Tracee, signal: int) -> None:
     elif before is not None and mask | this == before | this:
         blocked = bool(before & this)
     else:
-        others = n.FAULT_MASK & ~this
+        # Who blocks all faults need not think of SIGSYS.
+        others = n.FAULT_MASK & ~this & ~bit(n.SIGSYS)
         blocked = mask & others == others
     tracee.checked_mask = mask | this if blocked else mask
     if blocked:

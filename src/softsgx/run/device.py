@@ -29,6 +29,7 @@ from softsgx.run.tracee import NO_SYSCALL, Injector, Process, Tracee
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from softsgx.driver.driver import DeviceFile
+    from softsgx.run.fast_transitions import FastTransitions
     from softsgx.run.keeper import Keeper
     from softsgx.run.observe import Observer
     from softsgx.run.records import RecordTable
@@ -59,6 +60,7 @@ class DeviceCalls:
         strict: bool = False,
     ) -> None:
         self._strict = strict
+        self.fast: FastTransitions | None = None
         self._files = files
         self._mappings = mappings
         self._keeper = keeper
@@ -232,6 +234,8 @@ class DeviceCalls:
             mm.enclaves.strict = self._strict
         enclaves = mm.enclaves
         enclaves.add(vma)
+        if self.fast is not None and len(vma.file.encl.mm_list) > 1:
+            self.fast.sites.withdraw(vma.file, tracee)
         with tracee.injecting() as injector:
             if not tracee.process.filtered or self._unfiltered(tracee):
                 # The descriptor came from another process, or another thread.

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from softsgx.driver.driver import EnclaveFile
     from softsgx.driver.encl import Encl
     from softsgx.driver.legacy import LegacyMapping
+    from softsgx.run.fast_path import Space
     from softsgx.run.revoke import Revoker
     from softsgx.run.tracee import Injector, Tracee
     from softsgx.run.userfaults import Userfaults
@@ -137,6 +138,7 @@ class EnclaveMap:
         # With strict isolation, an enclave is out of reach while none of these threads is inside.
         self.strict = False
         self.inside: dict[Encl, int] = {}
+        self.space: Space | None = None  # hears of what changes, where threads enter without a leaf
         self.generation = 0  # counts what may make an access work that has faulted
         # Changes mappings that no userfaultfd watches, by one of the threads.
         self._revoker = revoker
@@ -209,6 +211,7 @@ class EnclaveMap:
 
     def add(self, vma: EnclaveVma) -> None:
         """Enter a new mapping over whatever was there, and watch it."""
+        self._changed(vma.start, vma.end)
         if self._uffd >= 0:
             self._register(vma)
         self._replace(vma.start, vma.end, [vma])
@@ -217,15 +220,21 @@ class EnclaveMap:
 
     def remove(self, start: int, end: int) -> None:
         """Forget what lay in [start, end)."""
+        self._changed(start, end)
         self._replace(start, end, [])
 
     def protect(self, start: int, end: int, prot: int, in_force: int) -> None:
         """Record a changed protection, and the one that is in force."""
+        self._changed(start, end)
         pieces = self.overlapping(start, end)
         for piece in pieces:
             piece.prot = prot
             piece.in_force = in_force
         self._replace(start, end, pieces)
+
+    def _changed(self, start: int, end: int) -> None:
+        if self.space is not None:
+            self.space.changed(start, end)
 
     def set_dontfork(self, start: int, end: int) -> None:
         """Record that a range is not inherited."""

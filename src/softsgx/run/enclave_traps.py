@@ -26,7 +26,7 @@ from softsgx.cpu.processor import LogicalProcessor
 from softsgx.cpu.registers import RFLAGS_TF
 from softsgx.cpu.transition import Event, aex, enclu
 from softsgx.errors import Fault
-from softsgx.run import isolation, page_faults, ptrace
+from softsgx.run import fault_mask, isolation, page_faults, ptrace
 from softsgx.run import numbers as n
 from softsgx.run.cpuid_inside import InsideCpuid, at_cpuid
 from softsgx.run.delivery import (
@@ -46,12 +46,14 @@ from softsgx.run.tracee import NO_SYSCALL, Tracee, handler_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from softsgx.cpu.processor import Processor
-    from softsgx.run.aex_every import AexEvery
+    from softsgx.run.fast_transitions import FastTransitions
     from softsgx.run.observe import Observer
+    from softsgx.run.options import Options
     from softsgx.run.records import RecordTable
 
 # Pages that one leaf may have brought in before its thread goes on to execute it again.
 _TRIES = 4
+_EENTER = 2
 _CHANGES = range(5, 8)  # EACCEPT, EMODPE, EACCEPTCOPY
 _SYSCALL_LENGTH = 2  # INT 80H has as many bytes
 _ILL_ILLOPN = 2
@@ -95,18 +97,38 @@ class EnclaveTraps:
         processor: "Processor",
         observer: "Observer",
         records: "RecordTable",
-        xcr0: int,
-        aex_every: "AexEvery | None" = None,
-        *,
-        strict: bool = False,
+        options: "Options",
     ) -> None:
-        self._strict = strict
+        self._strict = options.strict
         self._cpu = processor
         self._observer = observer
         self._records = records
-        self._xcr0 = xcr0
-        self._steps = aex_every.instructions if aex_every is not None else 0
+        self._xcr0 = options.xcr0
+        self._steps = options.aex_every.instructions if options.aex_every is not None else 0
+        # Where transitions may be made without a trap.
+        self.fast: FastTransitions | None = None
         self._inside_cpuid = InsideCpuid()
+
+    # -- transitions without a trap ---------------------------------------------------------
+
+    def steady(self, tracee: Tracee) -> bool:
+        """Put a stopped thread before or behind the transition that it may have stopped in; tell whether it had."""
+        if self.fast is None:
+            return False
+        tracee.load_regs()
+        return self.fast.stops.steady(tracee)
+
+    def on_breakpoint(self, tracee: Tracee) -> bool:
+        """Handle a thread that has come to a place which was to be seen executed; tell whether it was one."""
+        return self.fast is not None and self.fast.sites.on_breakpoint(tracee)
+
+    def judged_by_leaf(self, tracee: Tracee, signal: int) -> None:
+        """Let a thread whose transition has faulted go on to the ENCLU: the leaf judges what it could not touch."""
+        if tracee.inside:
+            fault_mask.take_over(tracee, signal)
+        else:
+            unforce(tracee, signal)
+        resume(tracee)
 
     # -- faults and signals -----------------------------------------------------------------
 
@@ -160,6 +182,10 @@ class EnclaveTraps:
     def on_fault_inside(self, tracee: Tracee, signal: int, code: int, address: int) -> None:
         """Handle a fault signal of a thread inside; its registers are loaded."""
         regs = tracee.regs
+        fault_mask.take_over(tracee, 0 if tracee.borrowed else signal)
+        if signal == n.SIGTRAP and self.on_breakpoint(tracee):
+            resume(tracee)
+            return
         if signal == n.SIGTRAP and at_cpuid(tracee, code):
             signal, code = n.SIGILL, _ILL_ILLOPN
         if signal == n.SIGTRAP and code in _DEBUG_TRAPS and tracee.steps:
@@ -201,10 +227,11 @@ class EnclaveTraps:
         while any(page_faults.brought_in(tracee, address) for address in pages):
             pass
 
-    def on_system_call(self, tracee: Tracee) -> None:
+    def on_system_call(self, tracee: Tracee, signal: int = 0) -> None:
         """Handle a system call made inside: SYSCALL and INT 80H are #UD there (SDM 38.6.1).
 
-        The kernel has carried nothing out; what SYSCALL itself does to RCX and R11 remains.
+        The kernel has carried nothing out; what SYSCALL itself does to RCX and R11 remains. The stop is
+        that of PTRACE_SYSEMU, or the signal of syscall user dispatch.
         """
         regs = tracee.load_regs()
         regs.rax = regs.orig_rax
@@ -213,7 +240,12 @@ class EnclaveTraps:
         fault = Fault.ud("a system call inside")
         if not _in_elrange(_lp(tracee), regs.rip):
             fault = Fault.gp(f"the enclave went on at {regs.rip:#x} without EEXIT")
-        tracee.borrowed = True  # no signal can be delivered from this stop
+        if signal:
+            fault_mask.take_over(tracee, signal)
+            if handler_of(tracee.process.actions.get(signal)) == SIG_IGN:
+                tracee.fault_reset |= bit(signal)
+        else:
+            tracee.borrowed = True  # no signal can be delivered from this stop
         self._fault_inside(tracee, fault)
 
     def on_touch_outside(self, tracee: Tracee, code: int, address: int) -> bool:
@@ -240,7 +272,10 @@ class EnclaveTraps:
             lp = tracee.lp = self._logical_processor(tracee)
         leaf = regs.rax & 0xFFFFFFFF
         was_inside = lp.inside
-        tcs, target = regs.rbx, regs.rcx
+        before = lp.thread
+        if was_inside:
+            fault_mask.take_over(tracee, signal)
+        site, tcs, target = regs.rip, regs.rbx, regs.rcx
         for tries_left in range(_TRIES, -1, -1):
             try:
                 if was_inside and not _in_elrange(lp, regs.rip):
@@ -273,19 +308,22 @@ class EnclaveTraps:
             if not was_inside:
                 tracee.steps = self._steps
                 self._point_to_tcs(tracee, lp)
-                self._inside_cpuid.watch(tracee, lp)
+                watched = self._inside_cpuid.watch(tracee, lp)
                 unforce(tracee, signal)
-                mask = tracee.checked_mask or 0
-                tracee.sigmask = mask
-                if mask & n.FAULT_MASK:
-                    ptrace.set_sigmask(tracee.tid, mask & ~n.FAULT_MASK)
+                fault_mask.unblock(tracee)
                 if self._strict:
                     isolation.entered(tracee)
+                if self.fast is not None:
+                    self.fast.path.entered(tracee, lp, watched)
+                    if leaf == _EENTER:
+                        self.fast.sites.on_eenter(tracee, site)
             resume(tracee)
             return
         if handler_of(tracee.process.actions.get(signal)) == SIG_IGN:
             tracee.fault_reset |= bit(signal)
         self._left(tracee)
+        if self.fast is not None and before is not None:
+            self.fast.sites.on_eexit(tracee, site, before)
         resume(tracee)
 
     def _again(self, tracee: Tracee, signal: int, was_inside: bool) -> None:
@@ -300,7 +338,7 @@ class EnclaveTraps:
         tid = tracee.tid
         tracee.record_slot, record = self._records.thread()
         struct.pack_into("<I", record, _TID, tid)
-        return LogicalProcessor(
+        lp = LogicalProcessor(
             record=record,
             translate=lambda address: (
                 tracee.mm.enclaves.translate(address) if tracee.mm.enclaves else None
@@ -309,12 +347,17 @@ class EnclaveTraps:
             load_xsave=lambda: ptrace.get_xstate(tid),
             store_xsave=lambda image: ptrace.set_xstate(tid, image),
         )
+        fast = self.fast
+        if fast is not None:
+            lp.adopt = lambda: fast.path.adopt(tracee)
+        return lp
 
     def _point_to_tcs(self, tracee: Tracee, lp: LogicalProcessor) -> None:
         thread = lp.thread
         if thread is not None and tracee.mm.records:
             offset = self._records.tcs_offset(thread.secs.eid, thread.linaddr)
             lp.quads[_TCS_RECORD] = tracee.mm.records + offset if offset else 0
+            lp.take(thread)
 
     def _fault_inside(self, tracee: Tracee, fault: Fault) -> None:
         event = Event(fault.vector, fault.error_code, fault.address or 0)

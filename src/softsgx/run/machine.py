@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from softsgx.driver.encl import Encl
     from softsgx.driver.legacy import LegacyMapping
     from softsgx.driver.platform import Platform
-    from softsgx.run.aex_every import AexEvery
+    from softsgx.run.fast_transitions import FastTransitions
     from softsgx.run.observe import Observer
+    from softsgx.run.options import Options
     from softsgx.run.tracee import Tracee
+    from softsgx.run.vdso import VdsoImage
     from softsgx.run.waiting import Waiter
 
 _IN_CLOSE = 0x18
@@ -62,13 +64,11 @@ class Machine:
         self,
         platform: "Platform",
         observer: "Observer",
-        xcr0: int,
+        vdso: "VdsoImage",
         inotify: int,
         waiter: "Waiter",
         tracees: "dict[int, Tracee]",
-        aex_every: "AexEvery | None" = None,
-        *,
-        strict: bool = False,
+        options: "Options",
     ) -> None:
         self._platform = platform
         self._inotify = inotify
@@ -95,11 +95,11 @@ class Machine:
             self._revoker,
             self.mappings,
             self.userfaults,
-            strict=strict,
+            strict=options.strict,
         )
-        self.traps = EnclaveTraps(
-            platform.processor, observer, self._records, xcr0, aex_every, strict=strict
-        )
+        self.traps = EnclaveTraps(platform.processor, observer, self._records, options)
+        self._fast = self._start_fast_path(vdso, options)
+        aex_every = options.aex_every
         self._timer = aex_every.timer() if aex_every is not None else -1
         if self._timer >= 0:
             waiter.watch(self._timer)
@@ -112,6 +112,25 @@ class Machine:
             os.close(self._timer)
         self.keeper.close()
         self._platform.close()
+
+    def _start_fast_path(self, vdso: "VdsoImage", options: "Options") -> "FastTransitions | None":
+        from softsgx.run import fast_path, fast_transitions  # noqa: PLC0415  (a run may go without)
+
+        why = options.slow or fast_path.missing(vdso)
+        if why:
+            self._observer.slow(why)
+            return None
+        fast = fast_transitions.FastTransitions(
+            *(self._platform.processor, vdso, self._records, self._observer, self._tracees),
+            leave_text=options.leave_text,
+        )
+        self.traps.fast = self.device.fast = fast
+        return fast
+
+    def on_share(self, tracee: "Tracee", child: "Tracee") -> None:
+        """Hear that a thread has made another one in its address space, which begins with its bases."""
+        if self._fast is not None:
+            self._fast.path.on_share(tracee, child)
 
     def background(self) -> bool:
         """Do a batch of the driver's own work if there is any; tell whether there is more."""
@@ -257,6 +276,8 @@ class Machine:
         file.release()
         encl: Encl | None = getattr(file, "encl", None)
         if encl is not None:
+            if self._fast is not None:
+                self._fast.forget_enclave(encl.eid)
             self._records.give_back_enclave(encl.eid)
 
     def _release_doomed(self) -> None:
@@ -272,6 +293,8 @@ class Machine:
     def leave_enclave(self, tracee: "Tracee") -> None:
         """Take a thread that has ended, or executes, out of its enclave."""
         if tracee.lp is not None:
+            if self._fast is not None:
+                self._fast.gone(tracee, tracee.lp)
             encl, enclaves = isolation.gone(tracee), tracee.mm.enclaves
             if encl is not None and enclaves is not None and enclaves.shut(encl):
                 # Who shares the address space goes on, and has to close what this one has opened.

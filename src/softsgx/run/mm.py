@@ -13,7 +13,9 @@ from softsgx.run import numbers as n
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from softsgx.run.elrange_map import EnclaveMap
+    from softsgx.run.fast_path import Space
     from softsgx.run.tracee import Injector
+    from softsgx.run.transition_sites import Site
 
 SCRATCH_SLOT = 512
 # Every thread of a program may stand in a call of ours at the same time; what is not used has no page.
@@ -56,6 +58,13 @@ class Mm:
         self.text: list[tuple[int, int]] = []  # private executable mappings of files, as last seen
         self.source_vma: tuple[int, int, bool | None] | None = None  # where pages were added from
         self.enclaves: EnclaveMap | None = None  # from the first mapping of an enclave on
+        # Transitions that do not trap (fast_path, transition_sites): the table of their records, where the
+        # image is told of it, the program's own ENCLUs, and the slots in the image that stand for ENCLUs.
+        self.space: Space | None = None
+        self._table_at = 0
+        self.entry_sites: dict[int, Site] = {}
+        self.entry_slots: dict[int, int] = {}
+        self.exit_slots: list[int] = []
 
     def open(self) -> None:
         """Open the memory, if that is allowed now."""
@@ -76,6 +85,7 @@ class Mm:
         injector.call(n.SYS_PRCTL, _PR_SET_DUMPABLE, 1)
         self.open()
         injector.call(n.SYS_PRCTL, _PR_SET_DUMPABLE, was)
+        self._forget_records()
 
     def fork(self, pid: int) -> "Mm":
         """Make the child's copy at its first stop."""
@@ -95,7 +105,22 @@ class Mm:
         child.handle_exception = self.handle_exception
         child.cpuid_sites = set(self.cpuid_sites)
         child.cpuid_faults = self.cpuid_faults
+        child.entry_sites = dict(self.entry_sites)
+        child.entry_slots = dict(self.entry_slots)
+        child.exit_slots = list(self.exit_slots)
+        child._table_at = self._table_at
+        child._forget_records()
         return child
+
+    def find_records(self, pointer: int, table: int) -> None:
+        """Let the image find the records of threads and TCSs by a table, through a pointer of its own."""
+        self._table_at = pointer
+        self.write(pointer, table.to_bytes(8, "little"))
+
+    def _forget_records(self) -> None:
+        # A forked child's threads are not those of the parent's table.
+        if self._table_at and self.reachable:
+            self.write(self._table_at, bytes(8))
 
     def watch_descriptors(self) -> None:
         """Let the image ask about stat calls without a path and maps: there is a node's file now."""
@@ -106,6 +131,8 @@ class Mm:
         """Give up one user; the last one closes."""
         self.users -= 1
         if not self.users:
+            if self.space is not None:
+                self.space.close()
             if self.enclaves is not None:
                 self.enclaves.close()
             if self.reachable:

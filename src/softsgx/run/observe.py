@@ -86,6 +86,9 @@ class Observer:
         self.enclaves = 0
         self.leaves: dict[int, int] = {}
         self.faulted_leaves = 0
+        # Transitions that the program has made itself, in and out; and why others trapped.
+        self.entered = self.left = 0
+        self.slow_because: dict[str, int] = {}
         self.exits: dict[int | None, int] = {}
         self.ioctls: dict[str, int] = {}
         self.refusals = 0
@@ -111,6 +114,10 @@ class Observer:
                 line["fault"] = VECTOR_NAMES.get(fault.vector, str(fault.vector))
                 line["reason"] = fault.reason
             self._write(tracee, line)
+
+    def slow(self, why: str) -> None:
+        """Transitions of a place, a TCS or a thread will trap, and why."""
+        self.slow_because[why] = self.slow_because.get(why, 0) + 1
 
     def aex(self, tracee: "Tracee", event: "Event", rip: int) -> None:  # noqa: ARG002 - for a lint
         """An asynchronous exit was made, by an exception of the instruction at `rip` or at an interrupt there."""

@@ -116,6 +116,10 @@ def _shortened(command: "Sequence[str]") -> list[str]:
     return words
 
 
+def _transitions(trapped: int, fast: int) -> str:
+    return f"{trapped + fast}" + f"  ({fast} without a trap, {trapped} trapped)" * bool(fast)
+
+
 class Report:
     """Says what an observer has seen."""
 
@@ -149,8 +153,11 @@ class Report:
             **self._total.as_dict(),
             "ioctls": seen.ioctls,
             "refused": seen.refusals,
-            "eenter": seen.leaves.get(_EENTER, 0),
-            "eexit": seen.leaves.get(_EEXIT, 0),
+            "eenter": seen.leaves.get(_EENTER, 0) + seen.entered,
+            "eenter_fast": seen.entered,
+            "eexit": seen.leaves.get(_EEXIT, 0) + seen.left,
+            "eexit_fast": seen.left,
+            "slow_because": seen.slow_because,
             "eresume": seen.leaves.get(_ERESUME, 0),
             "aex": {VECTOR_NAMES.get(v, str(v)): count for v, count in seen.exits.items()},
             "leaves_faulted": seen.faulted_leaves,
@@ -193,8 +200,9 @@ class Report:
             ("kills", f"{total.kills}"),
             ("backing", f"{total.backing_bytes} bytes, {total.backing_faults} faults"),
             ("ioctls", (ioctls or "none") + f"  ({seen.refusals} refused)" * bool(seen.refusals)),
-            ("EENTER", f"{seen.leaves.get(_EENTER, 0)}"),
-            ("EEXIT", f"{seen.leaves.get(_EEXIT, 0)}"),
+            ("EENTER", _transitions(seen.leaves.get(_EENTER, 0), seen.entered)),
+            ("EEXIT", _transitions(seen.leaves.get(_EEXIT, 0), seen.left)),
+            *(("slow because", f"{why} ({count})") for why, count in seen.slow_because.items()),
             ("AEX", f"{sum(seen.exits.values())}" + (f"  ({vectors})" if vectors else "")),
             ("ERESUME", f"{seen.leaves.get(_ERESUME, 0)}"),
             ("leaves faulted", f"{seen.faulted_leaves}"),

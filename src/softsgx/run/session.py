@@ -17,6 +17,7 @@ from softsgx.run import signals
 from softsgx.run.host import require_host
 from softsgx.run.job import block_signals
 from softsgx.run.observe import Observer
+from softsgx.run.options import Options
 from softsgx.run.spawn import TERMINAL, EndedEarly, Inherited, find_program, require_servable, spawn
 from softsgx.run.vdso import VdsoImage
 
@@ -150,6 +151,7 @@ def run_program(
     stats_json: "IO[str] | None" = None,
     kill_on_exit: bool = False,
     leave_text: bool = False,
+    fast_path: bool = True,
     aex_every: str | None = None,
     gdb: int | None = None,
     isolation: str = "none",
@@ -162,7 +164,7 @@ def run_program(
     `backing` is what default_stores.default_store takes: where the enclaves' evicted pages go; `policy`
     names which of them go first (driver/nodes.py). `stats`
     says on standard error what happened, `stats_json` takes it as one JSON object. With `leave_text` no
-    byte of any program's text is changed. `aex_every` says how often threads are made to leave their enclave
+    byte of any program's text is changed, without `fast_path` every EENTER and EEXIT traps. `aex_every` says how often threads are made to leave their enclave
     (run/aex_every.py). At the port `gdb`, gdb may debug the program. `isolation` is none or strict
     (run/isolation.py). `observer` is told of everything, if it is given, instead of one that is made of
     `trace`, `stats` and `stats_json`. `extraction` takes the enclaves as they are built.
@@ -200,6 +202,20 @@ def run_program(
             made.driver.builds = extraction
         return made
 
+    slow = {
+        "--no-fast-path": not fast_path,
+        "--trace": trace is not None,
+        "--gdb": gdb is not None,
+        "--isolation strict": isolation == "strict",
+        "--aex-every by instructions": exits is not None and bool(exits.instructions),
+    }
+    options = Options(
+        xcr0,
+        aex_every=exits,
+        strict=isolation == "strict",
+        leave_text=leave_text,
+        slow=", ".join(option for option, given in slow.items() if given),
+    )
     mask = block_signals()
     # The terminal's own signals go to the program; the supervisor ends when it does.
     signals.ignore(*TERMINAL)
@@ -217,14 +233,11 @@ def run_program(
         model,
         vdso,
         observer,
-        xcr0,
+        options,
         nodes,
         kill_on_exit=kill_on_exit,
-        leave_text=leave_text,
         detours=trace is None and not report,
-        aex_every=exits,
         gdb=stub,
-        strict=isolation == "strict",
     )
     status = supervisor.follow(pid, listener, mask, ignored)
     if report:

@@ -2,7 +2,8 @@
 """The slots of the vDSO image: where a place in a program's own code is led to, and how it goes back.
 
 Owns nothing; which slots of an image are in use is the Mm's. The code is what csrc/vdso/detours.S
-describes: a slot leaves the red zone alone, calls the image's function, and ends in the jump back.
+describes: a slot leaves the red zone alone, calls the image's function, and ends in the jump back. Those of
+ENCLUs lead to csrc/vdso/transitions.S.
 """
 
 import struct
@@ -56,9 +57,44 @@ def _slot(at: int, first: bytes, call: int, moved: bytes, back: int) -> bytes:
     return body.ljust(SLOT_SIZE - JUMP_SIZE, _NOP) + jump(at + SLOT_SIZE - JUMP_SIZE, back)
 
 
+def entry_slot(at: int, behind: int, eenter: int) -> bytes:
+    """Assemble the slot at `at` of an EENTER's MOV; `behind` its ENCLU, which is within reach, it goes on."""
+    lea = b"\x48\x8d\x05" + struct.pack("<i", behind - (at + 7))  # lea behind(%rip), %rax
+    return lea + jump(at + 7, eenter)
+
+
+def exit_slot(at: int, enclu: int, table: int, eexit: int, *, by_fs: bool, shift: int) -> bytes:
+    """Assemble the slot at `at` of an EEXIT's MOV: find the ThreadRecord, with no flag touched, or go to the ENCLU.
+
+    `table` has the negated bases of the enclave's TCSs and, behind them, the addresses of their records.
+    """
+    base = b"\xf3\x48\x0f\xae" + (b"\xc1" if by_fs else b"\xc9")  # rdfsbase, rdgsbase %rcx
+    # rorx $shift, %rcx, %rcx ; movzbl %cl, %ecx
+    index = b"\xc4\xe3\xfb\xf0\xc9" + bytes((shift,)) + b"\x0f\xb6\xc9"
+    negated = b"\x48\xb8" + struct.pack("<Q", table)  # movabs $table, %rax
+    records = b"\x48\xb8" + struct.pack("<Q", table + 8 * 256)
+    # mov (%rax, %rcx, 8), %rax ; again the base ; lea (%rax, %rcx), %rcx ; jrcxz found
+    find = base + index + negated + b"\x48\x8b\x04\xc8" + base + b"\x48\x8d\x0c\x08" + b"\xe3\x0a"
+    trap_at = at + len(find)
+    trap = b"\xb8\x04\x00\x00\x00" + jump(trap_at + 5, enclu)  # mov $4, %eax
+    # mov (%rax, %rcx, 8), %rcx ; mov R_THREAD(%rcx), %rcx ; jrcxz trap
+    found = base + index + records + b"\x48\x8b\x0c\xc8" + b"\x48\x8b\x49\x58"
+    back = -(len(trap) + len(found) + 2)
+    found += b"\xe3" + struct.pack("<b", back)
+    end = trap_at + len(trap) + len(found)
+    # lea trap(%rip), %rax ; mov %rax, T_SITE(%rcx)
+    end_code = b"\x48\x8d\x05" + struct.pack("<i", trap_at - (end + 7)) + b"\x48\x89\x41\x78"
+    return find + trap + found + end_code + jump(end + len(end_code), eexit)
+
+
+def within_reach(start: int, at: int) -> bool:
+    """Tell whether a jump at `start` reaches a slot at `at`."""
+    return -_REACH + SLOT_SIZE <= at - start < _REACH - 2 * SLOT_SIZE
+
+
 def free_slot(mm: "Mm", vdso: "VdsoImage", near: int) -> int:
     """Give the address of the next free slot that a jump at `near` reaches, or 0."""
     offset = vdso.slots + mm.slots_used * SLOT_SIZE
     at = mm.image + offset
-    reachable = -_REACH + SLOT_SIZE <= at - near < _REACH - SLOT_SIZE
+    reachable = within_reach(near, at)
     return at if mm.image and offset < vdso.slots_end and reachable else 0

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from softsgx.cpu.model import Model
     from softsgx.driver.nodes import Nodes
     from softsgx.driver.platform import Platform
-    from softsgx.run.aex_every import AexEvery
     from softsgx.run.gdb_stub import GdbStub
     from softsgx.run.machine import Machine
     from softsgx.run.observe import Observer
+    from softsgx.run.options import Options
     from softsgx.run.vdso import VdsoImage
 
 _SYSCALL_STOP = n.SIGTRAP | 0x80
@@ -56,7 +56,6 @@ class Supervisor:
     `platform` is called when a program first asks for SGX; `model` is what its CPUID tells, `nodes`
     are those of its driver. With `detours` the image may answer CPUID, which then nobody sees. With
     `gdb` the first program stands before its first instruction, and what is text stays as it is then.
-    `strict` keeps enclave memory from who is outside.
     """
 
     def __init__(
@@ -65,24 +64,21 @@ class Supervisor:
         model: "Model",
         vdso: "VdsoImage",
         observer: "Observer",
-        xcr0: int,
+        options: "Options",
         nodes: "Nodes",
         *,
         kill_on_exit: bool = False,
-        leave_text: bool = False,
         detours: bool = True,
-        aex_every: "AexEvery | None" = None,
         gdb: "GdbStub | None" = None,
-        strict: bool = False,
     ) -> None:
-        self._strict = strict
         self._gdb = gdb
         self._platform = platform
         self._observer = observer
         self._tracees: dict[int, Tracee] = {}
-        self._xcr0 = xcr0
-        self._aex_every = aex_every
+        self._vdso = vdso
+        self._options = options
         self._machine: Machine | None = None
+        leave_text = options.leave_text
         self._programs = Programs(
             vdso, observer, leave_text=leave_text, detours=detours and gdb is None
         )
@@ -225,9 +221,8 @@ class Supervisor:
             from softsgx.run.machine import Machine  # noqa: PLC0415
 
             self._machine = Machine(
-                *(self._platform(), self._observer, self._xcr0, self._inotify, self._waiter),
-                *(self._tracees, self._aex_every),
-                strict=self._strict,
+                *(self._platform(), self._observer, self._vdso, self._inotify, self._waiter),
+                *(self._tracees, self._options),
             )
         return self._machine
 
@@ -430,6 +425,8 @@ class Supervisor:
         new.checked_mask = tracee.checked_mask
         new.awaited_by = tracee if vfork else None
         new.must_open = process.mm.reachable and not child.mm.reachable
+        if self._machine is not None and flags & (n.CLONE_VM | n.CLONE_SETTLS) == n.CLONE_VM:
+            self._machine.on_share(tracee, new)
         new.must_watch = enclaves is not None and (len(enclaves) > 0 or enclaves.doubtful)
         if child.debugger is not None:
             child.debugger.on_new(new)
@@ -444,6 +441,9 @@ class Supervisor:
         if tracee.halted:
             # It stands at the next one, where there is something to do at this.
             ptrace.interrupt(tracee.tid)
+        if tracee.mm.space is not None and self._sgx.traps.steady(tracee):
+            # It has slept within a transition, which traps now.
+            fault = None
         if tracee.must_filter:
             tracee.must_filter = False
             self._sgx.device.watch_mappings(tracee)

@@ -149,6 +149,13 @@ class Tracee:
         self.within: Encl | None = None  # the enclave that it keeps open to its process
         self.held: list[tuple[int, bytes]] = []  # signals that it blocks, sent while it was inside
         self.record_slot = -1
+        # Of transitions that do not trap (fast_path): the bases by which it is found, who else may have
+        # them, whether its system calls are dispatched, and how often it had entered so at its last trap.
+        self.bases: tuple[int, int] | None = None
+        self.rival: Tracee | None = None
+        self.dispatched = False
+        self.entered_before = 0
+        self.site_watched: tuple[int, int, int] | None = None  # a MOV, its ENCLU and leaf
         self.watched: object = None  # the enclave whose CPUID instructions stop the thread
         self.cpuid_watched: tuple[int, ...] = ()  # where they are
         # The debugger's own: address, and R/W with LEN as DR7 has them.
@@ -194,10 +201,11 @@ class Tracee:
             return False
         return not self.lp.thread.flags & TCS_DBGOPTIN
 
-    def watch(self) -> None:
-        """Put in the debug registers what is to stop the thread; the debugger's comes first."""
-        cpuid = [(address, ptrace.ON_EXECUTION) for address in self.cpuid_watched]
-        ptrace.watch(self.tid, (*self.hardware, *cpuid)[: ptrace.WATCHABLE])
+    def watch(self) -> bool:
+        """Put in the debug registers what is to stop the thread; the debugger's comes first. False if none can be had."""
+        own = (*self.cpuid_watched, *(self.site_watched or ())[:1])
+        places = (*self.hardware, *((address, ptrace.ON_EXECUTION) for address in own))
+        return ptrace.watch(self.tid, places[: ptrace.WATCHABLE])
 
     @property
     def must_stop(self) -> bool:
@@ -261,7 +269,7 @@ class Tracee:
         if self.stepping and self.may_step:
             step = ptrace.step_without_calls if self.inside else ptrace.step
             step(self.tid, signal)
-        elif self.inside:
+        elif self.inside and not self.dispatched:
             go_on = ptrace.step_without_calls if self.steps else ptrace.cont_without_calls
             go_on(self.tid, signal)
         else:

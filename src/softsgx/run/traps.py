@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 ENCLU = b"\x0f\x01\xd7"
 _COMMON = (2, 4)  # EENTER, EEXIT
+_SYS_USER_DISPATCH = 2
 
 
 class Traps:
@@ -69,9 +70,13 @@ class Traps:
             ):
                 self._on_cpuid(tracee, signal, len(CPUID))
                 return
+        moved = tracee.mm.space is not None and self._enclaves().steady(tracee)
         if signal in n.FAULT_SIGNALS:
             info = ptrace.get_siginfo(tracee.tid)
             _, _, code, address = SIGINFO_HEAD.unpack_from(info)
+            if code > 0 and moved and signal != n.SIGTRAP:
+                self._enclaves().judged_by_leaf(tracee, signal)
+                return
             if code > 0:
                 self._on_fault(tracee, signal, code, address)
                 return
@@ -106,6 +111,9 @@ class Traps:
         regs = tracee.load_regs()
         if signal == n.SIGTRAP and self._is_debuggers(tracee, code):
             return
+        if signal == n.SIGSYS and tracee.inside and code == _SYS_USER_DISPATCH:
+            self._enclaves().on_system_call(tracee, signal)
+            return
         if tracee.mm.enclaves is not None and tracee.inside:
             self._enclaves().bring_in_code(tracee)
         # A page fault at RIP itself is a fetch that failed: no instruction was there to execute.
@@ -125,6 +133,14 @@ class Traps:
                     return
         if tracee.inside:
             self._enclaves().on_fault_inside(tracee, signal, code, address)
+        elif (
+            signal == n.SIGTRAP
+            and code == TRAP_HWBKPT
+            and tracee.site_watched is not None
+            and self._enclaves().on_breakpoint(tracee)
+        ):
+            unforce(tracee, signal)
+            resume(tracee)
         elif signal == n.SIGTRAP and code == TRAP_HWBKPT and tracee.watched is not None:
             # Where an enclave was that has ended, and the program has code of its own now.
             unforce(tracee, signal)

@@ -45,8 +45,8 @@ _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_GNU_HASH = 4, 5, 6, 0x6FFFFEF5
 _PHDR = struct.Struct("<2I6Q")  # type flags offset vaddr paddr filesz memsz align
 _SYM = struct.Struct("<IBBHQQ")  # name info other shndx value size
 _DYN = struct.Struct("<qQ")
-_NOTE = struct.Struct("<3I8s15I")  # the note of csrc/vdso/vdso.lds, whole
-_NOTE_HEAD = (8, 60, 3, b"softsgx\0")
+_NOTE = struct.Struct("<3I8s30I")  # the note of csrc/vdso/vdso.lds, whole
+_NOTE_HEAD = (8, 120, 4, b"softsgx\0")
 _ROW = struct.Struct("<12I")  # detours.S
 _NATIVE_ROW = (0, 0, 0, 0, (0xFFFF_FFFF,) * 4, (0,) * 4)
 _HOST_TABLE = struct.Struct(f"<{len(HOST_FUNCTIONS)}Q")
@@ -59,17 +59,33 @@ class VdsoImage:
 
     ``enclu`` (the AEP too), ``handle_exception``, ``syscall`` (for injected calls), ``cpuid``,
     ``xgetbv``, ``host_table``, the ``path_`` ones (paths.S), ``answer_cpuid``, ``slots`` and
-    ``slots_end`` (detours.S) are offsets from the start of the image.
+    ``slots_end`` (detours.S), ``table``, ``exits`` and those of ``eenter`` and ``eexit`` (transitions.S)
+    are offsets from the start of the image.
     """
 
     __slots__ = (
         "_cpuid_rows",
         "_cpuid_rows_end",
+        "_shut",
+        "_start",
         "_stubs",
         "answer_cpuid",
         "cpuid",
         "data",
+        "eenter",
+        "eenter_counted",
+        "eenter_end",
+        "eenter_inside",
+        "eenter_saved",
+        "eenter_trap",
+        "eexit",
+        "eexit_counted",
+        "eexit_end",
+        "eexit_outside",
+        "eexit_saved",
         "enclu",
+        "exits",
+        "exits_end",
         "handle_exception",
         "host_table",
         "path",
@@ -81,6 +97,7 @@ class VdsoImage:
         "slots",
         "slots_end",
         "syscall",
+        "table",
         "xgetbv",
     )
 
@@ -104,8 +121,24 @@ class VdsoImage:
             self._cpuid_rows_end,
             self.slots,
             self.slots_end,
+            self.table,
+            self.eenter,
+            self.eenter_saved,
+            self.eenter_counted,
+            self.eenter_inside,
+            self.eenter_trap,
+            self.eenter_end,
+            self.eexit,
+            self.eexit_saved,
+            self.eexit_counted,
+            self.eexit_outside,
+            self.eexit_end,
+            self._shut,
+            self.exits,
+            self.exits_end,
         ) = _descriptor(path, content)
         self._stubs: tuple[_Cpuid, _Xgetbv] | None = None
+        self._start = 0
 
     @classmethod
     def load(cls, path: str | None = None) -> "VdsoImage":
@@ -173,6 +206,12 @@ class VdsoImage:
         _, xgetbv = self._stubs or self._map_stubs()
         return xgetbv(index)
 
+    def shut(self) -> "Callable[[int], None]":
+        """Give the function that takes STATE_OPEN from the state at an address of this process."""
+        if self._stubs is None:
+            self._map_stubs()
+        return ctypes.CFUNCTYPE(None, ctypes.c_uint64)(self._start + self._shut)
+
     # Python cannot execute CPUID, so the image's stubs are mapped here as in any program.  From the
     # file and never writable: a host that forbids writable code (SELinux, PaX) allows that.
     def _map_stubs(self) -> "tuple[_Cpuid, _Xgetbv]":
@@ -197,6 +236,7 @@ class VdsoImage:
             raise SoftsgxError(
                 f"{self.path}: cannot be mapped executable ({reason}): is its filesystem mounted noexec?"
             )
+        self._start = start
         word = ctypes.c_uint32
         self._stubs = (
             ctypes.CFUNCTYPE(None, word, word, ctypes.POINTER(word))(start + self.cpuid),
@@ -228,7 +268,7 @@ def _descriptor(path: str, image: bytes) -> tuple[int, ...]:
             fields = _NOTE.unpack_from(image, address)
             if fields[:4] == _NOTE_HEAD:
                 return fields[4:]
-    raise SoftsgxError(f"{path}: not a vDSO image of this version of softsgx (no note of type 3)")
+    raise SoftsgxError(f"{path}: not a vDSO image of this version of softsgx (no note of type 4)")
 
 
 def _program_headers(image: bytes) -> list[tuple[int, ...]]:

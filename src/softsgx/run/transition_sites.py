@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Places of a program or an enclave that execute EENTER or EEXIT, led to the code that does it without a trap.
+
+Owns what is known of each place, and the tables by which an EEXIT finds its TCS. Most ENCLUs stand behind
+the MOV that loads the leaf. That MOV becomes a jump, as rr does it with system calls: it is one instruction,
+so nobody stands in the midst of it, and the ENCLU stays for whoever comes to it otherwise. What looks like
+a MOV may be the end of another instruction. So it is changed only when a thread has been seen to execute
+it there: a debug register stops it before. All other threads of the address space stand while it is written.
+
+An enclave's TCS is found by the GS base that the enclave has, or the FS base, if no two of its TCSs have the
+same; one that changes them inside is not found, and traps.
+
+The processor's copy of a page never has the jump: what reads an enclave's memory for EWB, EDBGRD or an
+extract is given the bytes that were there (MemfdElrange.change).
+"""
+
+import struct
+import time
+
+from softsgx.run import numbers as n
+from softsgx.run import ptrace
+from softsgx.run.ptrace import TraceeGone
+from softsgx.run.slots import JUMP_SIZE, entry_slot, exit_slot, free_slot, jump, within_reach
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from softsgx.cpu.secs import SecsPage, Thread
+    from softsgx.driver.elrange import MemfdElrange
+    from softsgx.driver.task import EnclMm
+    from softsgx.run.elrange_map import Mapped
+    from softsgx.run.mm import Mm
+    from softsgx.run.observe import Observer
+    from softsgx.run.records import RecordTable
+    from softsgx.run.tracee import Tracee
+    from softsgx.run.vdso import VdsoImage
+
+ENCLU_LENGTH = 3
+EXIT_SLOT_SIZE = 128
+_EENTER, _EEXIT = 2, 4
+_ENTRIES = 256  # of an enclave's table: the negated bases, then the records
+_SHIFTS = range(12, 40)
+_WORD = (1 << 64) - 1
+_HELD_WITHIN = 0.02  # seconds until threads that do not stop are left alone
+_TRIES = 8
+
+_CANDIDATE, _PROVEN, _CHANGED, _LEFT = range(4)
+
+
+def leaf_move(code: bytes, leaf: int) -> int:
+    """Give the length of the MOV of a leaf's number to EAX or RAX with which some bytes end; 0 for none."""
+    number = struct.pack("<I", leaf)
+    if code.endswith(b"\x48\xc7\xc0" + number):
+        return 7
+    if code.endswith(b"\xb8" + number) and not 0x40 <= code[-6] < 0x50:
+        return 5
+    return 0
+
+
+class Site:
+    """One ENCLU: where the MOV before it is, and what has become of it."""
+
+    __slots__ = ("move", "slot", "state", "tries")
+
+    def __init__(self, move: int, state: int) -> None:
+        self.move = move
+        self.state = state
+        self.slot = 0
+        self.tries = 0
+
+
+class Exits:
+    """The places of one enclave's EEXITs, and the table by which its TCSs are found."""
+
+    def __init__(self, records: "RecordTable", secs: "SecsPage") -> None:
+        self.sites: dict[int, Site] = {}
+        self.why = ""  # none of them can be changed
+        self._records = records
+        self.offset = -1
+        self.by_fs = False
+        self.shift = 0
+        keys = self._keys(secs)
+        if len(set(keys)) != len(keys):
+            self.by_fs = True
+            keys = self._keys(secs)
+        if len(set(keys)) != len(keys):
+            self.why = "two TCSs of the enclave have the same FS and GS base"
+            return
+        self.shift = max(_SHIFTS, key=lambda s: len({k >> s & _ENTRIES - 1 for k in keys}))
+        self.offset = records.exits()
+        if self.offset < 0:
+            self.why = "there are more enclaves than tables"
+            return
+        self._quads = records.quads[self.offset // 8 :]
+
+    def _keys(self, secs: "SecsPage") -> list[int]:
+        return [self._key(thread) for thread in secs.threads.values()]
+
+    def _key(self, thread: "Thread") -> int:
+        return thread.fsbase if self.by_fs else thread.gsbase
+
+    def enter(self, thread: "Thread", record: int) -> None:
+        """Let a TCS be found, whose record is at this address in the program."""
+        if self.offset < 0:
+            return
+        key = self._key(thread)
+        at = key >> self.shift & _ENTRIES - 1
+        negated = -key & _WORD
+        if sum(self._key(other) == key for other in thread.secs.threads.values()) > 1:
+            # One of the two was added later.
+            if self._quads[at] == negated:
+                self._quads[at] = self._quads[at + _ENTRIES] = 0
+        elif not self._quads[at + _ENTRIES]:
+            self._quads[at + _ENTRIES] = record
+            self._quads[at] = negated
+
+    def close(self) -> None:
+        """Give the table back: the enclave is gone."""
+        if self.offset >= 0:
+            self._records.give_back_exits(self.offset)
+            self.offset = -1
+
+
+class TransitionSites:
+    """Finds the places, and changes them."""
+
+    def __init__(
+        self,
+        vdso: "VdsoImage",
+        records: "RecordTable",
+        observer: "Observer",
+        tracees: "dict[int, Tracee]",
+        *,
+        leave_text: bool,
+    ) -> None:
+        self._vdso = vdso
+        self._records = records
+        self._observer = observer
+        self._tracees = tracees
+        self._leave_text = leave_text
+        self._exits: dict[int, Exits] = {}  # by EID
+
+    # -- what has trapped --------------------------------------------------------------------
+
+    def on_eenter(self, tracee: "Tracee", site: int) -> None:
+        """Hear that an EENTER of the program's own was carried out at an ENCLU."""
+        mm = tracee.mm
+        if site == mm.aep or not mm.space:
+            return
+        known = mm.entry_sites.get(site)
+        if known is None:
+            why = "the program's text is to be left as it is" if self._leave_text else ""
+            known = mm.entry_sites[site] = self._look_at(tracee, site, _EENTER, why)
+        self._go_on_with(tracee, site, known, None)
+
+    def on_eexit(self, tracee: "Tracee", site: int, thread: "Thread") -> None:
+        """Hear that an EEXIT was carried out at an ENCLU, by whoever was inside by a TCS."""
+        exits = self.exits_of(tracee, thread)
+        known = exits.sites.get(site)
+        if known is None:
+            why = exits.why
+            if self._leave_text:
+                why = "the enclave's text is to be left as it is"
+            known = exits.sites[site] = self._look_at(tracee, site, _EEXIT, why)
+        self._go_on_with(tracee, site, known, thread.secs)
+
+    def exits_of(self, tracee: "Tracee", thread: "Thread") -> Exits:
+        """Give what is known of an enclave, with this TCS among what can be found."""
+        secs = thread.secs
+        exits = self._exits.get(secs.eid)
+        if exits is None:
+            exits = self._exits[secs.eid] = Exits(self._records, secs)
+        offset = self._records.tcs_offset(secs.eid, thread.linaddr)
+        if offset and tracee.mm.records:
+            exits.enter(thread, tracee.mm.records + offset)
+        return exits
+
+    def forget_enclave(self, eid: int) -> None:
+        """Forget an enclave that is gone."""
+        exits = self._exits.pop(eid, None)
+        if exits is not None:
+            exits.close()
+
+    def _look_at(self, tracee: "Tracee", site: int, leaf: int, why: str) -> Site:
+        length = 0
+        if not why:
+            length = leaf_move(tracee.mm.read(site - 8, 8), leaf)
+            if not length:
+                why = "no MOV of the leaf stands directly before its ENCLU"
+        if why:
+            self._observer.slow(why)
+            return Site(0, _LEFT)
+        return Site(site - length, _CANDIDATE)
+
+    def _go_on_with(
+        self, tracee: "Tracee", site: int, known: Site, secs: "SecsPage | None"
+    ) -> None:
+        # `secs` is the enclave of an EEXIT; without it the place is the program's own, an EENTER.
+        leaf = _EENTER if secs is None else _EEXIT
+        if known.state == _CANDIDATE and tracee.site_watched != (known.move, site, leaf):
+            self._watch(tracee, site, known, leaf)
+        elif known.state == _PROVEN:
+            self._change(tracee, site, known, secs)
+
+    # -- the proof ----------------------------------------------------------------------------
+
+    def _watch(self, tracee: "Tracee", site: int, known: Site, leaf: int) -> None:
+        if len(tracee.hardware) + len(tracee.cpuid_watched) >= ptrace.WATCHABLE:
+            self._leave(known, "no debug register is free to see its MOV executed")
+            return
+        tracee.site_watched = known.move, site, leaf
+        if not tracee.watch():
+            tracee.site_watched = None
+            self._leave(known, "this host has no debug registers to see its MOV executed")
+
+    def on_breakpoint(self, tracee: "Tracee") -> bool:
+        """Handle a thread that has come to a MOV that was watched; tell whether it was one."""
+        watched = tracee.site_watched
+        if watched is None or tracee.regs.rip != watched[0]:
+            return False
+        tracee.site_watched = None
+        tracee.watch()
+        move, site, leaf = watched
+        thread = tracee.lp.thread if tracee.lp is not None else None
+        secs = thread.secs if thread is not None else None
+        if (secs is None) != (leaf == _EENTER):
+            return True
+        exits = self._exits.get(secs.eid) if secs is not None else None
+        sites = exits.sites if exits is not None else tracee.mm.entry_sites
+        known = sites.get(site)
+        if known is not None and known.move == move and known.state == _CANDIDATE:
+            known.state = _PROVEN
+            self._change(tracee, site, known, secs)
+        return True
+
+    def _leave(self, known: Site, why: str) -> None:
+        known.state = _LEFT
+        self._observer.slow(why)
+
+    # -- the change ---------------------------------------------------------------------------
+
+    def _change(self, tracee: "Tracee", site: int, known: Site, secs: "SecsPage | None") -> None:
+        leaf = _EENTER if secs is None else _EEXIT
+        if leaf_move(tracee.mm.read(site - 8, 8), leaf) != site - known.move:
+            self._leave(known, "its code has changed")
+            return
+        if known.move % n.PAGE_SIZE > n.PAGE_SIZE - JUMP_SIZE:
+            self._leave(known, "its MOV lies across two pages")
+            return
+        known.tries += 1
+        if not self._hold(tracee):
+            if known.tries == _TRIES:
+                self._leave(known, "other threads could not be held to change its code")
+        elif secs is None:
+            self._change_eenter(tracee.mm, site, known)
+        else:
+            self._change_eexit(tracee.mm, site, known, self._exits[secs.eid])
+
+    def _change_eenter(self, mm: "Mm", site: int, known: Site) -> None:
+        at = free_slot(mm, self._vdso, known.move)
+        if not at:
+            self._leave(known, "no slot of the image is within its reach")
+            return
+        mm.slots_used += 1
+        mm.write(at, entry_slot(at, site + ENCLU_LENGTH, mm.image + self._vdso.eenter))
+        mm.entry_slots[at] = site
+        mm.write(known.move, jump(known.move, at))
+        known.state = _CHANGED
+
+    def _change_eexit(self, mm: "Mm", site: int, known: Site, exits: Exits) -> None:
+        vma = mm.enclaves.find(known.move) if mm.enclaves is not None else None
+        if vma is None:
+            return
+        if vma.file.encl.mm_list != [mm.enclaves]:
+            self._leave(known, "several programs have mapped the enclave")
+            return
+        at = known.slot or mm.image + self._vdso.exits + len(mm.exit_slots) * EXIT_SLOT_SIZE
+        if at >= mm.image + self._vdso.exits_end or not within_reach(known.move, at):
+            self._leave(known, "no slot of the image is within its reach")
+            return
+        if not known.slot:
+            known.slot = at
+            table = mm.records + exits.offset
+            eexit = mm.image + self._vdso.eexit
+            mm.write(at, exit_slot(at, site, table, eexit, by_fs=exits.by_fs, shift=exits.shift))
+            mm.exit_slots.append(site)
+        elrange: MemfdElrange = vma.file.elrange
+        elrange.change(known.move, jump(known.move, at), lambda: self._evicted(known))
+        known.state = _CHANGED
+
+    @staticmethod
+    def _evicted(known: Site) -> None:
+        # The page comes back as it was.
+        if known.state == _CHANGED:
+            known.state = _PROVEN
+            known.tries = 0
+
+    def withdraw(self, file: "Mapped", tracee: "Tracee") -> None:
+        """Take back what was changed in an enclave that another program has mapped, where no slots are."""
+        encl = file.encl
+        for known in [k for e in self._exits.values() for k in e.sites.values()]:
+            if known.state != _LEFT and encl.base <= known.move < encl.base + encl.size:
+                self._leave(known, "several programs have mapped the enclave")
+        while not all(self._hold(tracee, enclaves) for enclaves in list(encl.mm_list)):
+            tracee.pause()
+        file.elrange.take_back()
+
+    def _hold(self, tracee: "Tracee", enclaves: "EnclMm | None" = None) -> bool:
+        """Let every other thread of an address space stand; tell whether they do.
+
+        They go on when the supervisor waits next.
+        """
+        wanted = tracee.mm.enclaves if enclaves is None else enclaves
+        others = [
+            other
+            for other in self._tracees.values()
+            if other.mm.enclaves is wanted and other is not tracee and not other.ended
+        ]
+        moving = [other for other in others if not _stands(other.tid)]
+        for other in moving:
+            try:
+                ptrace.interrupt(other.tid)
+            except TraceeGone:
+                continue
+        deadline = time.monotonic() + _HELD_WITHIN
+        while moving:
+            moving = [t for t in moving if not (ptrace.has_stopped(t.tid) or _stands(t.tid))]
+            if time.monotonic() > deadline:
+                return not moving
+        return True
+
+
+def _stands(tid: int) -> bool:
+    try:
+        ptrace.get_sigmask(tid)
+    except TraceeGone:
+        return False
+    return True
