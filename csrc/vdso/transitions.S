@@ -242,15 +242,6 @@
 	ret
 	.cfi_endproc
 
-	/* The slots of EEXIT sites; what fills them is in run/exit_sites.py. */
-	.balign	128
-	hidden	softsgx_exits
-	.cfi_startproc
-	.cfi_undefined	%rip
-	.fill	64 * 128, 1, 0xcc
-	.cfi_endproc
-	hidden	softsgx_exits_end
-
 	.section .rodata, "a", @progbits
 	/* The address space's table, or 0 while every transition is to trap. */
 	.balign	8

@@ -21,6 +21,7 @@ from softsgx.arch.attributes import TCS_DBGOPTIN
 from softsgx.arch.thread import STATE_OPEN, STATE_TID_SHIFT, TcsRecord, ThreadRecord
 from softsgx.cpu.secs import AEP, STATE, THREAD
 from softsgx.run import numbers as n
+from softsgx.run import ptrace
 from softsgx.run.mm import Refused
 from softsgx.run.ptrace import failed
 
@@ -101,9 +102,10 @@ class Space:
         if known is not None:
             if known[0] is tracee:
                 return True
-            if not known[0].ended and known[0].mm is tracee.mm:
+            other = known[0]
+            if not (other.ended or ptrace.has_ended(other.tid)) and other.mm is tracee.mm:
                 # Neither can be told from the other.
-                self.forget_thread(known[0])
+                self.forget_thread(other)
                 return False
             self._clear(self._threads.pop(key)[1])
         first = _spread(sum(key)) & (_THREADS - 1)

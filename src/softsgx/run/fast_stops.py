@@ -22,13 +22,15 @@ from softsgx.cpu.registers import (
 from softsgx.cpu.secs import STATE
 from softsgx.run.fast_path import ENTERED, LEFT
 from softsgx.run.mm import Refused
-from softsgx.run.transition_sites import ENCLU_LENGTH, EXIT_SLOT_SIZE
+from softsgx.run.slots import EXIT_SLOT_SIZE, SLOT_SIZE
+from softsgx.run.transition_sites import ENCLU_LENGTH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from softsgx.run.fast_path import FastPath
     from softsgx.run.ptrace import UserRegs
     from softsgx.run.tracee import Tracee
+    from softsgx.run.transition_sites import Slot
     from softsgx.run.vdso import VdsoImage
 
 _EENTER, _EEXIT = 2, 4
@@ -61,19 +63,21 @@ class FastStops:
 
     def steady(self, tracee: "Tracee") -> bool:
         """Move a stopped thread out of a transition; tell whether it stood in one. Its registers are loaded."""
-        mm, regs, vdso = tracee.mm, tracee.regs, self._vdso
-        at = regs.rip - mm.image
-        if not 0 <= at < vdso.size:
-            return False
+        mm, rip, vdso = tracee.mm, tracee.regs.rip, self._vdso
+        at = rip - mm.image
         if vdso.eenter <= at < vdso.eenter_end:
             self._in_eenter(tracee, at)
         elif vdso.eexit <= at < vdso.eexit_end:
             self._in_eexit(tracee, at)
-        elif vdso.exits <= at < vdso.exits_end:
-            self._before_eexit(tracee, regs.rip)
-        elif regs.rip in mm.entry_slots:
-            regs.rip = mm.entry_slots[regs.rip]
-            regs.rax = _EENTER
+        elif mm.exits <= rip < mm.exits + len(mm.exit_slots) * EXIT_SLOT_SIZE:
+            number, offset = divmod(rip - mm.exits, EXIT_SLOT_SIZE)
+            self._at_slot(tracee, mm.exit_slots[number], offset, _EEXIT)
+        elif vdso.slots <= at < vdso.slots_end:
+            offset = (at - vdso.slots) % SLOT_SIZE
+            slot = mm.entry_slots.get(rip - offset)
+            if slot is None:
+                return False
+            self._at_slot(tracee, slot, offset, _EENTER)
         else:
             return False
         tracee.store_regs()
@@ -136,13 +140,25 @@ class FastStops:
         regs.fsbase, regs.gsbase = quads[_HOST_FSBASE], quads[_HOST_GSBASE]
         self.give_back(tracee)
 
-    def _before_eexit(self, tracee: "Tracee", at: int) -> None:
+    def _before_eexit(self, tracee: "Tracee", trap: int) -> None:
         mm, regs = tracee.mm, tracee.regs
-        number = (at - mm.image - self._vdso.exits) // EXIT_SLOT_SIZE
+        number = (trap - mm.exits) // EXIT_SLOT_SIZE
         if not 0 <= number < len(mm.exit_slots):
             raise self._refused(tracee)
         regs.rax = _EEXIT
-        regs.rip = mm.exit_slots[number]
+        regs.rip = mm.exit_slots[number].enclu
+
+    # -- the slots --------------------------------------------------------------------------
+
+    @staticmethod
+    def _at_slot(tracee: "Tracee", slot: "Slot", offset: int, leaf: int) -> None:
+        regs = tracee.regs
+        if offset < slot.moved:
+            # The same instruction of its own code.
+            regs.rip = slot.move + offset
+        else:
+            regs.rax = leaf
+            regs.rip = slot.enclu
 
     @staticmethod
     def _refused(tracee: "Tracee") -> Refused:

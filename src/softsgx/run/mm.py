@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from softsgx.run.elrange_map import EnclaveMap
     from softsgx.run.fast_path import Space
     from softsgx.run.tracee import Injector
-    from softsgx.run.transition_sites import Site
+    from softsgx.run.transition_sites import Site, Slot
 
 SCRATCH_SLOT = 512
 # Every thread of a program may stand in a call of ours at the same time; what is not used has no page.
 SCRATCH_SIZE = 1 << 20
+# Room for slots, 256 bytes each; what is not used has no page either.
+EXITS_SIZE = 1 << 15
 _PR_GET_DUMPABLE = 3
 _PR_SET_DUMPABLE = 4
 
@@ -63,8 +65,9 @@ class Mm:
         self.space: Space | None = None
         self._table_at = 0
         self.entry_sites: dict[int, Site] = {}
-        self.entry_slots: dict[int, int] = {}
-        self.exit_slots: list[int] = []
+        self.entry_slots: dict[int, Slot] = {}
+        self.exits = 0  # where room for the slots of EEXITs is
+        self.exit_slots: list[Slot] = []
 
     def open(self) -> None:
         """Open the memory, if that is allowed now."""
@@ -107,6 +110,7 @@ class Mm:
         child.cpuid_faults = self.cpuid_faults
         child.entry_sites = dict(self.entry_sites)
         child.entry_slots = dict(self.entry_slots)
+        child.exits = self.exits
         child.exit_slots = list(self.exit_slots)
         child._table_at = self._table_at
         child._forget_records()

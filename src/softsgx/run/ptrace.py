@@ -339,6 +339,14 @@ def has_stopped(tid: int) -> bool:
         return True
 
 
+def has_ended(tid: int) -> bool:
+    """Tell whether a thread has ended, though nobody has been told yet."""
+    try:
+        return os.waitid(os.P_PID, tid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
 def any_pending(tid: int) -> bool:
     """Tell whether any signal is queued for a stopped thread or its process, blocked or not."""
     for flags in (0, _PEEKSIGINFO_SHARED):

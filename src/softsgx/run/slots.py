@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from softsgx.run.vdso import VdsoImage
 
 SLOT_SIZE = 64
+EXIT_SLOT_SIZE = 256
+# What has room of a slot beside its own code.
+ENTRY_MOST = SLOT_SIZE - 12
+EXIT_MOST = EXIT_SLOT_SIZE - 99
+EXIT_ENTRIES = 256
 JUMP_SIZE = 5
 _LEA_DOWN = b"\x48\x8d\x64\x24\x80"  # lea -128(%rsp), %rsp
 _LEA_UP = b"\x48\x8d\xa4\x24\x80\x00\x00\x00"  # lea 128(%rsp), %rsp
@@ -21,6 +26,7 @@ _NOP = b"\x90"
 _NOP5 = b"\x0f\x1f\x44\x00\x00"
 _CALL, _JMP = 0xE8, 0xE9
 _WITH_OPERAND = struct.Struct("<Bi")
+_OPERAND = struct.Struct("<i")
 _CALL_END = 15
 _MOVED_AT = 23
 # What is left for the program's own instructions.
@@ -57,39 +63,45 @@ def _slot(at: int, first: bytes, call: int, moved: bytes, back: int) -> bytes:
     return body.ljust(SLOT_SIZE - JUMP_SIZE, _NOP) + jump(at + SLOT_SIZE - JUMP_SIZE, back)
 
 
-def entry_slot(at: int, behind: int, eenter: int) -> bytes:
-    """Assemble the slot at `at` of an EENTER's MOV; `behind` its ENCLU, which is within reach, it goes on."""
-    lea = b"\x48\x8d\x05" + struct.pack("<i", behind - (at + 7))  # lea behind(%rip), %rax
-    return lea + jump(at + 7, eenter)
+def entry_slot(at: int, moved: bytes, behind: int, eenter: int) -> bytes:
+    """Assemble the slot at `at` of an EENTER: what was there from its MOV on, and EENTER without a trap.
+
+    `behind` its ENCLU, which is within reach, the program goes on.
+    """
+    at += len(moved)
+    lea = b"\x48\x8d\x05" + _OPERAND.pack(behind - (at + 7))  # lea behind(%rip), %rax
+    return moved + lea + jump(at + 7, eenter)
 
 
-def exit_slot(at: int, enclu: int, table: int, eexit: int, *, by_fs: bool, shift: int) -> bytes:
-    """Assemble the slot at `at` of an EEXIT's MOV: find the ThreadRecord, with no flag touched, or go to the ENCLU.
+def exit_slot(
+    at: int, moved: bytes, enclu: int, table: int, eexit: int, *, by_fs: bool, shift: int
+) -> bytes:
+    """Assemble the slot at `at` of an EEXIT: what was there from its MOV on, and EEXIT without a trap.
 
-    `table` has the negated bases of the enclave's TCSs and, behind them, the addresses of their records.
+    No flag is touched until the ThreadRecord is found; where it is not, the ENCLU is next. `table` has the
+    negated bases of the enclave's TCSs and, behind them, the addresses of their records.
     """
     base = b"\xf3\x48\x0f\xae" + (b"\xc1" if by_fs else b"\xc9")  # rdfsbase, rdgsbase %rcx
     # rorx $shift, %rcx, %rcx ; movzbl %cl, %ecx
     index = b"\xc4\xe3\xfb\xf0\xc9" + bytes((shift,)) + b"\x0f\xb6\xc9"
-    negated = b"\x48\xb8" + struct.pack("<Q", table)  # movabs $table, %rax
-    records = b"\x48\xb8" + struct.pack("<Q", table + 8 * 256)
-    # mov (%rax, %rcx, 8), %rax ; again the base ; lea (%rax, %rcx), %rcx ; jrcxz found
-    find = base + index + negated + b"\x48\x8b\x04\xc8" + base + b"\x48\x8d\x0c\x08" + b"\xe3\x0a"
-    trap_at = at + len(find)
+    negated = b"\x48\xb8" + table.to_bytes(8, "little")  # movabs $table, %rax
+    records = b"\x48\xb8" + (table + 8 * EXIT_ENTRIES).to_bytes(8, "little")
+    # mov (%rax, %rcx, 8), %rax ; the base again ; lea (%rax, %rcx), %rcx ; jrcxz over the trap
+    find = base + index + negated + b"\x48\x8b\x04\xc8" + base + b"\x48\x8d\x0c\x08\xe3\x0a"
+    trap_at = at + len(moved) + len(find)
     trap = b"\xb8\x04\x00\x00\x00" + jump(trap_at + 5, enclu)  # mov $4, %eax
     # mov (%rax, %rcx, 8), %rcx ; mov R_THREAD(%rcx), %rcx ; jrcxz trap
-    found = base + index + records + b"\x48\x8b\x0c\xc8" + b"\x48\x8b\x49\x58"
-    back = -(len(trap) + len(found) + 2)
-    found += b"\xe3" + struct.pack("<b", back)
+    found = base + index + records + b"\x48\x8b\x0c\xc8\x48\x8b\x49\x58\xe3"
+    found += bytes((-(len(trap) + len(found) + 1) & 0xFF,))
     end = trap_at + len(trap) + len(found)
     # lea trap(%rip), %rax ; mov %rax, T_SITE(%rcx)
-    end_code = b"\x48\x8d\x05" + struct.pack("<i", trap_at - (end + 7)) + b"\x48\x89\x41\x78"
-    return find + trap + found + end_code + jump(end + len(end_code), eexit)
+    named = b"\x48\x8d\x05" + _OPERAND.pack(trap_at - (end + 7)) + b"\x48\x89\x41\x78"
+    return moved + find + trap + found + named + jump(end + len(named), eexit)
 
 
 def within_reach(start: int, at: int) -> bool:
     """Tell whether a jump at `start` reaches a slot at `at`."""
-    return -_REACH + SLOT_SIZE <= at - start < _REACH - 2 * SLOT_SIZE
+    return -_REACH + EXIT_SLOT_SIZE <= at - start < _REACH - EXIT_SLOT_SIZE
 
 
 def free_slot(mm: "Mm", vdso: "VdsoImage", near: int) -> int:

@@ -2,10 +2,11 @@
 """Places of a program or an enclave that execute EENTER or EEXIT, led to the code that does it without a trap.
 
 Owns what is known of each place, and the tables by which an EEXIT finds its TCS. Most ENCLUs stand behind
-the MOV that loads the leaf. That MOV becomes a jump, as rr does it with system calls: it is one instruction,
-so nobody stands in the midst of it, and the ENCLU stays for whoever comes to it otherwise. What looks like
-a MOV may be the end of another instruction. So it is changed only when a thread has been seen to execute
-it there: a debug register stops it before. All other threads of the address space stand while it is written.
+the MOV that loads the leaf, or not far. That MOV becomes a jump, as rr does it with system calls: it is one
+instruction, so nobody stands in the midst of it, and the ENCLU stays for whoever comes to it otherwise. What
+stands between the two is executed in the slot. What looks like a MOV may be the end of another instruction.
+So it is changed only when a thread has been seen to execute it there: a debug register stops it before. All
+other threads of the address space stand while it is written.
 
 An enclave's TCS is found by the GS base that the enclave has, or the FS base, if no two of its TCSs have the
 same; one that changes them inside is not found, and traps.
@@ -19,8 +20,20 @@ import time
 
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
+from softsgx.run.mm import EXITS_SIZE
 from softsgx.run.ptrace import TraceeGone
-from softsgx.run.slots import JUMP_SIZE, entry_slot, exit_slot, free_slot, jump, within_reach
+from softsgx.run.slots import (
+    ENTRY_MOST,
+    EXIT_ENTRIES,
+    EXIT_MOST,
+    EXIT_SLOT_SIZE,
+    JUMP_SIZE,
+    entry_slot,
+    exit_slot,
+    free_slot,
+    jump,
+    within_reach,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,9 +48,7 @@ if TYPE_CHECKING:
     from softsgx.run.vdso import VdsoImage
 
 ENCLU_LENGTH = 3
-EXIT_SLOT_SIZE = 128
 _EENTER, _EEXIT = 2, 4
-_ENTRIES = 256  # of an enclave's table: the negated bases, then the records
 _SHIFTS = range(12, 40)
 _WORD = (1 << 64) - 1
 _HELD_WITHIN = 0.02  # seconds until threads that do not stop are left alone
@@ -47,22 +58,76 @@ _CANDIDATE, _PROVEN, _CHANGED, _LEFT = range(4)
 
 
 def leaf_move(code: bytes, leaf: int) -> int:
-    """Give the length of the MOV of a leaf's number to EAX or RAX with which some bytes end; 0 for none."""
+    """Give where in some bytes, which end at an ENCLU, the last MOV of a leaf's number to EAX or RAX is; -1 for none."""
     number = struct.pack("<I", leaf)
-    if code.endswith(b"\x48\xc7\xc0" + number):
-        return 7
-    if code.endswith(b"\xb8" + number) and not 0x40 <= code[-6] < 0x50:
-        return 5
-    return 0
+    long, short = code.rfind(b"\x48\xc7\xc0" + number), code.rfind(b"\xb8" + number)
+    # With a REX prefix it is another register.
+    while short > 0 and 0x40 <= code[short - 1] < 0x50:
+        short = code.rfind(b"\xb8" + number, 0, short)
+    return max(long, short)
+
+
+def moved_code(code: bytes, start: int, at: int) -> bytes:
+    """Make of instructions that stand at `start` what does the same at `at`, byte for byte as long.
+
+    Empty where they are not plain: one after the other, the first loads RAX and no other touches it.
+    """
+    length = 7 if code[0] == 0x48 else 5
+    if len(code) == length:
+        return code
+    # The decoder costs 20 ms.
+    from iced_x86 import (  # noqa: PLC0415
+        Decoder,
+        FlowControl,
+        InstructionInfoFactory,
+        OpAccess,
+        Register,
+        RegisterExt,
+    )
+
+    moved = bytearray(code)
+    decoder = Decoder(64, code, ip=start)
+    factory = InstructionInfoFactory()
+    reads = OpAccess.READ, OpAccess.COND_READ, OpAccess.NONE, OpAccess.NO_MEM_ACCESS
+    for number, instruction in enumerate(decoder):
+        if not instruction or instruction.flow_control != FlowControl.NEXT:
+            return b""
+        offset = instruction.ip - start
+        for used in factory.info(instruction).used_registers() if number else ():
+            if (
+                RegisterExt.full_register(used.register) == Register.RAX
+                and used.access not in reads
+            ):
+                return b""
+        if instruction.is_ip_rel_memory_operand:
+            places = decoder.get_constant_offsets(instruction)
+            if places.displacement_size != 4:
+                return b""
+            where = offset + places.displacement_offset
+            (displacement,) = struct.unpack_from("<i", code, where)
+            struct.pack_into("<i", moved, where, displacement + start - at)
+    return bytes(moved) if decoder.position == len(code) else b""
+
+
+class Slot:
+    """Where an ENCLU is that a slot stands for, where the MOV before it, and how much of the slot was moved."""
+
+    __slots__ = ("enclu", "move", "moved")
+
+    def __init__(self, enclu: int, move: int, moved: int) -> None:
+        self.enclu = enclu
+        self.move = move
+        self.moved = moved
 
 
 class Site:
-    """One ENCLU: where the MOV before it is, and what has become of it."""
+    """One ENCLU: where the MOV before it is, the bytes from there on, and what has become of it."""
 
-    __slots__ = ("move", "slot", "state", "tries")
+    __slots__ = ("code", "move", "slot", "state", "tries")
 
-    def __init__(self, move: int, state: int) -> None:
+    def __init__(self, move: int, code: bytes, state: int) -> None:
         self.move = move
+        self.code = code
         self.state = state
         self.slot = 0
         self.tries = 0
@@ -85,7 +150,7 @@ class Exits:
         if len(set(keys)) != len(keys):
             self.why = "two TCSs of the enclave have the same FS and GS base"
             return
-        self.shift = max(_SHIFTS, key=lambda s: len({k >> s & _ENTRIES - 1 for k in keys}))
+        self.shift = max(_SHIFTS, key=lambda s: len({k >> s & EXIT_ENTRIES - 1 for k in keys}))
         self.offset = records.exits()
         if self.offset < 0:
             self.why = "there are more enclaves than tables"
@@ -103,14 +168,14 @@ class Exits:
         if self.offset < 0:
             return
         key = self._key(thread)
-        at = key >> self.shift & _ENTRIES - 1
+        at = key >> self.shift & EXIT_ENTRIES - 1
         negated = -key & _WORD
         if sum(self._key(other) == key for other in thread.secs.threads.values()) > 1:
             # One of the two was added later.
             if self._quads[at] == negated:
-                self._quads[at] = self._quads[at + _ENTRIES] = 0
-        elif not self._quads[at + _ENTRIES]:
-            self._quads[at + _ENTRIES] = record
+                self._quads[at] = self._quads[at + EXIT_ENTRIES] = 0
+        elif not self._quads[at + EXIT_ENTRIES]:
+            self._quads[at + EXIT_ENTRIES] = record
             self._quads[at] = negated
 
     def close(self) -> None:
@@ -181,15 +246,18 @@ class TransitionSites:
             exits.close()
 
     def _look_at(self, tracee: "Tracee", site: int, leaf: int, why: str) -> Site:
-        length = 0
+        code = b""
         if not why:
-            length = leaf_move(tracee.mm.read(site - 8, 8), leaf)
-            if not length:
-                why = "no MOV of the leaf stands directly before its ENCLU"
+            most = ENTRY_MOST if leaf == _EENTER else EXIT_MOST
+            code = tracee.mm.read(site - most, most)
+            found = leaf_move(code, leaf) if len(code) == most else -1
+            code = code[found:] if found >= 0 else b""
+            if not code or not moved_code(code, site - len(code), site - len(code)):
+                why = "no MOV of the leaf stands before its ENCLU, in a straight line"
         if why:
             self._observer.slow(why)
-            return Site(0, _LEFT)
-        return Site(site - length, _CANDIDATE)
+            return Site(0, b"", _LEFT)
+        return Site(site - len(code), code, _CANDIDATE)
 
     def _go_on_with(
         self, tracee: "Tracee", site: int, known: Site, secs: "SecsPage | None"
@@ -239,8 +307,7 @@ class TransitionSites:
     # -- the change ---------------------------------------------------------------------------
 
     def _change(self, tracee: "Tracee", site: int, known: Site, secs: "SecsPage | None") -> None:
-        leaf = _EENTER if secs is None else _EEXIT
-        if leaf_move(tracee.mm.read(site - 8, 8), leaf) != site - known.move:
+        if tracee.mm.read(known.move, len(known.code)) != known.code:
             self._leave(known, "its code has changed")
             return
         if known.move % n.PAGE_SIZE > n.PAGE_SIZE - JUMP_SIZE:
@@ -257,12 +324,13 @@ class TransitionSites:
 
     def _change_eenter(self, mm: "Mm", site: int, known: Site) -> None:
         at = free_slot(mm, self._vdso, known.move)
-        if not at:
-            self._leave(known, "no slot of the image is within its reach")
+        if not at or not within_reach(site, at):
+            self._leave(known, "no slot is within its reach")
             return
         mm.slots_used += 1
-        mm.write(at, entry_slot(at, site + ENCLU_LENGTH, mm.image + self._vdso.eenter))
-        mm.entry_slots[at] = site
+        moved = moved_code(known.code, known.move, at)
+        mm.write(at, entry_slot(at, moved, site + ENCLU_LENGTH, mm.image + self._vdso.eenter))
+        mm.entry_slots[at] = Slot(site, known.move, len(moved))
         mm.write(known.move, jump(known.move, at))
         known.state = _CHANGED
 
@@ -273,16 +341,17 @@ class TransitionSites:
         if vma.file.encl.mm_list != [mm.enclaves]:
             self._leave(known, "several programs have mapped the enclave")
             return
-        at = known.slot or mm.image + self._vdso.exits + len(mm.exit_slots) * EXIT_SLOT_SIZE
-        if at >= mm.image + self._vdso.exits_end or not within_reach(known.move, at):
-            self._leave(known, "no slot of the image is within its reach")
+        at = known.slot or mm.exits + len(mm.exit_slots) * EXIT_SLOT_SIZE
+        if not mm.exits or at == mm.exits + EXITS_SIZE or not within_reach(known.move, at):
+            self._leave(known, "no slot is within its reach")
             return
         if not known.slot:
             known.slot = at
-            table = mm.records + exits.offset
-            eexit = mm.image + self._vdso.eexit
-            mm.write(at, exit_slot(at, site, table, eexit, by_fs=exits.by_fs, shift=exits.shift))
-            mm.exit_slots.append(site)
+            moved = moved_code(known.code, known.move, at)
+            table, eexit = mm.records + exits.offset, mm.image + self._vdso.eexit
+            fs, shift = exits.by_fs, exits.shift
+            mm.write(at, exit_slot(at, moved, site, table, eexit, by_fs=fs, shift=shift))
+            mm.exit_slots.append(Slot(site, known.move, len(moved)))
         elrange: MemfdElrange = vma.file.elrange
         elrange.change(known.move, jump(known.move, at), lambda: self._evicted(known))
         known.state = _CHANGED

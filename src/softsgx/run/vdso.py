@@ -45,8 +45,8 @@ _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_GNU_HASH = 4, 5, 6, 0x6FFFFEF5
 _PHDR = struct.Struct("<2I6Q")  # type flags offset vaddr paddr filesz memsz align
 _SYM = struct.Struct("<IBBHQQ")  # name info other shndx value size
 _DYN = struct.Struct("<qQ")
-_NOTE = struct.Struct("<3I8s30I")  # the note of csrc/vdso/vdso.lds, whole
-_NOTE_HEAD = (8, 120, 4, b"softsgx\0")
+_NOTE = struct.Struct("<3I8s28I")  # the note of csrc/vdso/vdso.lds, whole
+_NOTE_HEAD = (8, 112, 4, b"softsgx\0")
 _ROW = struct.Struct("<12I")  # detours.S
 _NATIVE_ROW = (0, 0, 0, 0, (0xFFFF_FFFF,) * 4, (0,) * 4)
 _HOST_TABLE = struct.Struct(f"<{len(HOST_FUNCTIONS)}Q")
@@ -59,7 +59,7 @@ class VdsoImage:
 
     ``enclu`` (the AEP too), ``handle_exception``, ``syscall`` (for injected calls), ``cpuid``,
     ``xgetbv``, ``host_table``, the ``path_`` ones (paths.S), ``answer_cpuid``, ``slots`` and
-    ``slots_end`` (detours.S), ``table``, ``exits`` and those of ``eenter`` and ``eexit`` (transitions.S)
+    ``slots_end`` (detours.S), ``table`` and those of ``eenter`` and ``eexit`` (transitions.S)
     are offsets from the start of the image.
     """
 
@@ -84,8 +84,6 @@ class VdsoImage:
         "eexit_outside",
         "eexit_saved",
         "enclu",
-        "exits",
-        "exits_end",
         "handle_exception",
         "host_table",
         "path",
@@ -134,8 +132,6 @@ class VdsoImage:
             self.eexit_outside,
             self.eexit_end,
             self._shut,
-            self.exits,
-            self.exits_end,
         ) = _descriptor(path, content)
         self._stubs: tuple[_Cpuid, _Xgetbv] | None = None
         self._start = 0
