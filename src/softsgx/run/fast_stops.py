@@ -153,7 +153,11 @@ class FastStops:
     @staticmethod
     def _at_slot(tracee: "Tracee", slot: "Slot", offset: int, leaf: int) -> None:
         regs = tracee.regs
-        if offset < slot.moved:
+        if not offset:
+            # Behind the MOV: before it is the jump, and who steps would come here for ever.
+            regs.rax = leaf
+            regs.rip = slot.move + slot.move_length
+        elif offset < slot.moved:
             # The same instruction of its own code.
             regs.rip = slot.move + offset
         else:

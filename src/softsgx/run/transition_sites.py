@@ -67,13 +67,16 @@ def leaf_move(code: bytes, leaf: int) -> int:
     return max(long, short)
 
 
+def _move_length(code: bytes) -> int:
+    return 7 if code[0] == 0x48 else 5
+
+
 def moved_code(code: bytes, start: int, at: int) -> bytes:
     """Make of instructions that stand at `start` what does the same at `at`, byte for byte as long.
 
     Empty where they are not plain: one after the other, the first loads RAX and no other touches it.
     """
-    length = 7 if code[0] == 0x48 else 5
-    if len(code) == length:
+    if len(code) == _move_length(code):
         return code
     # The decoder costs 20 ms.
     from iced_x86 import (  # noqa: PLC0415
@@ -112,12 +115,13 @@ def moved_code(code: bytes, start: int, at: int) -> bytes:
 class Slot:
     """Where an ENCLU is that a slot stands for, where the MOV before it, and how much of the slot was moved."""
 
-    __slots__ = ("enclu", "move", "moved")
+    __slots__ = ("enclu", "move", "move_length", "moved")
 
-    def __init__(self, enclu: int, move: int, moved: int) -> None:
+    def __init__(self, enclu: int, move: int, moved: bytes) -> None:
         self.enclu = enclu
         self.move = move
-        self.moved = moved
+        self.move_length = _move_length(moved)
+        self.moved = len(moved)
 
 
 class Site:
@@ -330,7 +334,7 @@ class TransitionSites:
         mm.slots_used += 1
         moved = moved_code(known.code, known.move, at)
         mm.write(at, entry_slot(at, moved, site + ENCLU_LENGTH, mm.image + self._vdso.eenter))
-        mm.entry_slots[at] = Slot(site, known.move, len(moved))
+        mm.entry_slots[at] = Slot(site, known.move, moved)
         mm.write(known.move, jump(known.move, at))
         known.state = _CHANGED
 
@@ -351,7 +355,7 @@ class TransitionSites:
             table, eexit = mm.records + exits.offset, mm.image + self._vdso.eexit
             fs, shift = exits.by_fs, exits.shift
             mm.write(at, exit_slot(at, moved, site, table, eexit, by_fs=fs, shift=shift))
-            mm.exit_slots.append(Slot(site, known.move, len(moved)))
+            mm.exit_slots.append(Slot(site, known.move, moved))
         elrange: MemfdElrange = vma.file.elrange
         elrange.change(known.move, jump(known.move, at), lambda: self._evicted(known))
         known.state = _CHANGED
