@@ -64,7 +64,7 @@ class InsideCpuid:
                     pause(tracee)
         if tracee.watched is not secs and (sites or tracee.watched is not None):
             tracee.watched, tracee.cpuid_watched = secs, sites
-            tracee.site_watched = None
+            tracee.site_watched.clear()
             tracee.watch()
         if tracee.regs.rip in sites:
             # ERESUME at the instruction itself: RF would let it pass, and #UD does not know RF.

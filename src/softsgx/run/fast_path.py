@@ -15,6 +15,7 @@ Source: Documentation/admin-guide/syscall-user-dispatch.rst.
 """
 
 import ctypes
+import time
 from functools import partial
 
 from softsgx.arch.attributes import TCS_DBGOPTIN
@@ -23,7 +24,7 @@ from softsgx.cpu.secs import AEP, STATE, THREAD
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
 from softsgx.run.mm import Refused
-from softsgx.run.ptrace import failed
+from softsgx.run.ptrace import TraceeGone, failed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ _ENTRY, _FSBASE, _GSBASE = _TCS_FIELDS["entry"], _TCS_FIELDS["fsbase"], _TCS_FIE
 _URSP = _TCS_FIELDS["ursp"]
 _TCS_WATCH = TcsRecord.OFFSETS["watch"] // 4
 _GPRSGX_URSP = 144
+_STOPS_WITHIN = 0.02  # seconds
 
 
 def missing(vdso: "VdsoImage") -> str:
@@ -207,7 +209,7 @@ class FastPath:
             return True
         space.forget_thread(tracee)
         rival = tracee.rival
-        if rival is not None and not rival.ended and rival.mm is tracee.mm and rival.bases is None:
+        if rival is not None and rival.mm is tracee.mm and not _differ(rival, bases):
             self._observer.slow("a thread has the FS and GS base of another")
             return False
         tracee.rival = None
@@ -309,6 +311,24 @@ class FastPath:
         if tracee.mm.space is not None:
             tracee.mm.space.forget_thread(tracee)
         tracee.rival = child
+
+
+def _differ(rival: "Tracee", bases: tuple[int, int]) -> bool:
+    """Tell whether a thread that began with somebody's bases has other ones by now, or has ended."""
+    if rival.ended or rival.bases is not None:
+        return True
+    regs = ptrace.UserRegs()
+    deadline = time.monotonic() + _STOPS_WITHIN
+    try:
+        if not ptrace.stands(rival.tid):
+            ptrace.interrupt(rival.tid)
+        while not ptrace.stands(rival.tid):
+            if time.monotonic() > deadline or ptrace.has_ended(rival.tid):
+                return ptrace.has_ended(rival.tid)
+        ptrace.get_regs(rival.tid, regs)
+    except TraceeGone:
+        return True
+    return (regs.fsbase, regs.gsbase) != bases
 
 
 def counted(lp: "LogicalProcessor") -> tuple[int, int]:

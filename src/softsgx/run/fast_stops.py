@@ -22,15 +22,15 @@ from softsgx.cpu.registers import (
 from softsgx.cpu.secs import STATE
 from softsgx.run.fast_path import ENTERED, LEFT
 from softsgx.run.mm import Refused
-from softsgx.run.slots import EXIT_SLOT_SIZE, SLOT_SIZE
+from softsgx.run.rooms import slot_at
 from softsgx.run.transition_sites import ENCLU_LENGTH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from softsgx.run.fast_path import FastPath
     from softsgx.run.ptrace import UserRegs
+    from softsgx.run.rooms import Slot
     from softsgx.run.tracee import Tracee
-    from softsgx.run.transition_sites import Slot
     from softsgx.run.vdso import VdsoImage
 
 _EENTER, _EEXIT = 2, 4
@@ -69,15 +69,8 @@ class FastStops:
             self._in_eenter(tracee, at)
         elif vdso.eexit <= at < vdso.eexit_end:
             self._in_eexit(tracee, at)
-        elif mm.exits <= rip < mm.exits + len(mm.exit_slots) * EXIT_SLOT_SIZE:
-            number, offset = divmod(rip - mm.exits, EXIT_SLOT_SIZE)
-            self._at_slot(tracee, mm.exit_slots[number], offset, _EEXIT)
-        elif vdso.slots <= at < vdso.slots_end:
-            offset = (at - vdso.slots) % SLOT_SIZE
-            slot = mm.entry_slots.get(rip - offset)
-            if slot is None:
-                return False
-            self._at_slot(tracee, slot, offset, _EENTER)
+        elif (slot := slot_at(mm, rip)) is not None:
+            self._at_slot(tracee, *slot)
         else:
             return False
         tracee.store_regs()
@@ -141,18 +134,18 @@ class FastStops:
         self.give_back(tracee)
 
     def _before_eexit(self, tracee: "Tracee", trap: int) -> None:
-        mm, regs = tracee.mm, tracee.regs
-        number = (trap - mm.exits) // EXIT_SLOT_SIZE
-        if not 0 <= number < len(mm.exit_slots):
+        slot = slot_at(tracee.mm, trap)
+        if slot is None:
             raise self._refused(tracee)
-        regs.rax = _EEXIT
-        regs.rip = mm.exit_slots[number].enclu
+        tracee.regs.rax = _EEXIT
+        tracee.regs.rip = slot[0].enclu
 
     # -- the slots --------------------------------------------------------------------------
 
     @staticmethod
-    def _at_slot(tracee: "Tracee", slot: "Slot", offset: int, leaf: int) -> None:
+    def _at_slot(tracee: "Tracee", slot: "Slot", offset: int) -> None:
         regs = tracee.regs
+        leaf = _EEXIT if tracee.inside else _EENTER
         if not offset:
             # Behind the MOV: before it is the jump, and who steps would come here for ever.
             regs.rax = leaf

@@ -47,7 +47,7 @@ class FastTransitions:
         if tracee.mm.space is not None:
             tracee.mm.space.forget_thread(tracee)
         tracee.dispatched = False
-        tracee.site_watched = None
+        tracee.site_watched.clear()
         self.stops.give_back(tracee)
         try:
             _ = lp.thread

@@ -14,14 +14,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from softsgx.run.elrange_map import EnclaveMap
     from softsgx.run.fast_path import Space
+    from softsgx.run.rooms import Room
     from softsgx.run.tracee import Injector
-    from softsgx.run.transition_sites import Site, Slot
+    from softsgx.run.transition_sites import Site
 
 SCRATCH_SLOT = 512
 # Every thread of a program may stand in a call of ours at the same time; what is not used has no page.
 SCRATCH_SIZE = 1 << 20
-# Room for slots, 256 bytes each; what is not used has no page either.
-EXITS_SIZE = 1 << 15
 _PR_GET_DUMPABLE = 3
 _PR_SET_DUMPABLE = 4
 
@@ -61,13 +60,11 @@ class Mm:
         self.source_vma: tuple[int, int, bool | None] | None = None  # where pages were added from
         self.enclaves: EnclaveMap | None = None  # from the first mapping of an enclave on
         # Transitions that do not trap (fast_path, transition_sites): the table of their records, where the
-        # image is told of it, the program's own ENCLUs, and the slots in the image that stand for ENCLUs.
+        # image is told of it, the program's own ENCLUs, and where there is room for slots that stand for ENCLUs.
         self.space: Space | None = None
         self._table_at = 0
         self.entry_sites: dict[int, Site] = {}
-        self.entry_slots: dict[int, Slot] = {}
-        self.exits = 0  # where room for the slots of EEXITs is
-        self.exit_slots: list[Slot] = []
+        self.rooms: list[Room] = []
 
     def open(self) -> None:
         """Open the memory, if that is allowed now."""
@@ -109,9 +106,7 @@ class Mm:
         child.cpuid_sites = set(self.cpuid_sites)
         child.cpuid_faults = self.cpuid_faults
         child.entry_sites = dict(self.entry_sites)
-        child.entry_slots = dict(self.entry_slots)
-        child.exits = self.exits
-        child.exit_slots = list(self.exit_slots)
+        child.rooms = [room.copy() for room in self.rooms]
         child._table_at = self._table_at
         child._forget_records()
         return child

@@ -16,9 +16,10 @@ from softsgx.run import numbers as n
 from softsgx.run.cpuid_changes import CpuidChanges
 from softsgx.run.cpuid_sites import NO_SITES, Sites, cpuid_sites
 from softsgx.run.executable import privilege
-from softsgx.run.mm import EXITS_SIZE, SCRATCH_SIZE
+from softsgx.run.mm import SCRATCH_SIZE
 from softsgx.run.path_sites import executable_files
 from softsgx.run.ptrace import TraceeGone, failed
+from softsgx.run.rooms import ROOM_SIZE, Room
 from softsgx.run.tracee import NO_SYSCALL, Injector, Tracee
 
 TYPE_CHECKING = False
@@ -107,7 +108,7 @@ class Programs:
             base = injector.call(
                 n.SYS_MMAP,
                 0,
-                size + SCRATCH_SIZE + EXITS_SIZE,
+                size + SCRATCH_SIZE + ROOM_SIZE,
                 n.PROT_READ | n.PROT_EXEC,
                 n.MAP_PRIVATE | n.MAP_ANONYMOUS,
                 -1,
@@ -122,7 +123,7 @@ class Programs:
         image = self._vdso.for_process(host, base)
         mm.write(base, image)
         mm.place(base + self._vdso.syscall, base + size)
-        mm.exits = base + size + SCRATCH_SIZE
+        mm.rooms = [Room(base + size + SCRATCH_SIZE)]
         if auxv:
             mm.write(auxv[0], _WORD.pack(base))
         mm.image = base

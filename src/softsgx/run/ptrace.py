@@ -347,6 +347,15 @@ def has_ended(tid: int) -> bool:
         return True
 
 
+def stands(tid: int) -> bool:
+    """Tell whether a thread stands at a stop, whether it was told of or not."""
+    try:
+        get_sigmask(tid)
+    except TraceeGone:
+        return False
+    return True
+
+
 def any_pending(tid: int) -> bool:
     """Tell whether any signal is queued for a stopped thread or its process, blocked or not."""
     for flags in (0, _PEEKSIGINFO_SHARED):

@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     from softsgx.run.vdso import VdsoImage
 
 SLOT_SIZE = 64
-EXIT_SLOT_SIZE = 256
-# What has room of a slot beside its own code.
-ENTRY_MOST = SLOT_SIZE - 12
-EXIT_MOST = EXIT_SLOT_SIZE - 99
+# What has room in one of rooms.py beside its own code, which is longest at an EEXIT.
+MOVED_WITH_ENCLU_MOST = 128
 EXIT_ENTRIES = 256
 JUMP_SIZE = 5
 _LEA_DOWN = b"\x48\x8d\x64\x24\x80"  # lea -128(%rsp), %rsp
@@ -68,9 +66,8 @@ def entry_slot(at: int, moved: bytes, behind: int, eenter: int) -> bytes:
 
     `behind` its ENCLU, which is within reach, the program goes on.
     """
-    at += len(moved)
-    lea = b"\x48\x8d\x05" + _OPERAND.pack(behind - (at + 7))  # lea behind(%rip), %rax
-    return moved + lea + jump(at + 7, eenter)
+    lea = b"\x48\x8d\x05" + _OPERAND.pack(behind - (at + len(moved) + 7))  # lea behind(%rip), %rax
+    return moved + lea + _far_jump(eenter)
 
 
 def exit_slot(
@@ -96,17 +93,16 @@ def exit_slot(
     end = trap_at + len(trap) + len(found)
     # lea trap(%rip), %rax ; mov %rax, T_SITE(%rcx)
     named = b"\x48\x8d\x05" + _OPERAND.pack(trap_at - (end + 7)) + b"\x48\x89\x41\x78"
-    return moved + find + trap + found + named + jump(end + len(named), eexit)
+    return moved + find + trap + found + named + _far_jump(eexit)
 
 
-def within_reach(start: int, at: int) -> bool:
-    """Tell whether a jump at `start` reaches a slot at `at`."""
-    return -_REACH + EXIT_SLOT_SIZE <= at - start < _REACH - EXIT_SLOT_SIZE
+def _far_jump(to: int) -> bytes:
+    return b"\xff\x25\x00\x00\x00\x00" + to.to_bytes(8, "little")  # jmp *0(%rip)
 
 
 def free_slot(mm: "Mm", vdso: "VdsoImage", near: int) -> int:
     """Give the address of the next free slot that a jump at `near` reaches, or 0."""
     offset = vdso.slots + mm.slots_used * SLOT_SIZE
     at = mm.image + offset
-    reachable = within_reach(near, at)
+    reachable = -_REACH + SLOT_SIZE <= at - near < _REACH - SLOT_SIZE
     return at if mm.image and offset < vdso.slots_end and reachable else 0

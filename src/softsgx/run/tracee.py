@@ -155,7 +155,7 @@ class Tracee:
         self.rival: Tracee | None = None
         self.dispatched = False
         self.entered_before = 0
-        self.site_watched: tuple[int, int, int] | None = None  # a MOV, its ENCLU and leaf
+        self.site_watched: dict[int, tuple[int, int]] = {}  # by leaf, a MOV and its ENCLU
         self.watched: object = None  # the enclave whose CPUID instructions stop the thread
         self.cpuid_watched: tuple[int, ...] = ()  # where they are
         # The debugger's own: address, and R/W with LEN as DR7 has them.
@@ -203,7 +203,7 @@ class Tracee:
 
     def watch(self) -> bool:
         """Put in the debug registers what is to stop the thread; the debugger's comes first. False if none can be had."""
-        own = (*self.cpuid_watched, *(self.site_watched or ())[:1])
+        own = (*self.cpuid_watched, *(move for move, _ in self.site_watched.values()))
         places = (*self.hardware, *((address, ptrace.ON_EXECUTION) for address in own))
         return ptrace.watch(self.tid, places[: ptrace.WATCHABLE])
 

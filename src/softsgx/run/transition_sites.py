@@ -20,19 +20,15 @@ import time
 
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
-from softsgx.run.mm import EXITS_SIZE
 from softsgx.run.ptrace import TraceeGone
+from softsgx.run.rooms import Slot, room_near
 from softsgx.run.slots import (
-    ENTRY_MOST,
     EXIT_ENTRIES,
-    EXIT_MOST,
-    EXIT_SLOT_SIZE,
     JUMP_SIZE,
+    MOVED_WITH_ENCLU_MOST,
     entry_slot,
     exit_slot,
-    free_slot,
     jump,
-    within_reach,
 )
 
 TYPE_CHECKING = False
@@ -110,18 +106,6 @@ def moved_code(code: bytes, start: int, at: int) -> bytes:
             (displacement,) = struct.unpack_from("<i", code, where)
             struct.pack_into("<i", moved, where, displacement + start - at)
     return bytes(moved) if decoder.position == len(code) else b""
-
-
-class Slot:
-    """Where an ENCLU is that a slot stands for, where the MOV before it, and how much of the slot was moved."""
-
-    __slots__ = ("enclu", "move", "move_length", "moved")
-
-    def __init__(self, enclu: int, move: int, moved: bytes) -> None:
-        self.enclu = enclu
-        self.move = move
-        self.move_length = _move_length(moved)
-        self.moved = len(moved)
 
 
 class Site:
@@ -252,9 +236,10 @@ class TransitionSites:
     def _look_at(self, tracee: "Tracee", site: int, leaf: int, why: str) -> Site:
         code = b""
         if not why:
-            most = ENTRY_MOST if leaf == _EENTER else EXIT_MOST
-            code = tracee.mm.read(site - most, most)
-            found = leaf_move(code, leaf) if len(code) == most else -1
+            # The page before may be a hole, which nobody touches from outside.
+            length = min(MOVED_WITH_ENCLU_MOST, site % n.PAGE_SIZE)
+            code = tracee.mm.read(site - length, length)
+            found = leaf_move(code, leaf)
             code = code[found:] if found >= 0 else b""
             if not code or not moved_code(code, site - len(code), site - len(code)):
                 why = "no MOV of the leaf stands before its ENCLU, in a straight line"
@@ -268,7 +253,7 @@ class TransitionSites:
     ) -> None:
         # `secs` is the enclave of an EEXIT; without it the place is the program's own, an EENTER.
         leaf = _EENTER if secs is None else _EEXIT
-        if known.state == _CANDIDATE and tracee.site_watched != (known.move, site, leaf):
+        if known.state == _CANDIDATE and tracee.site_watched.get(leaf) != (known.move, site):
             self._watch(tracee, site, known, leaf)
         elif known.state == _PROVEN:
             self._change(tracee, site, known, secs)
@@ -276,22 +261,27 @@ class TransitionSites:
     # -- the proof ----------------------------------------------------------------------------
 
     def _watch(self, tracee: "Tracee", site: int, known: Site, leaf: int) -> None:
-        if len(tracee.hardware) + len(tracee.cpuid_watched) >= ptrace.WATCHABLE:
+        free = ptrace.WATCHABLE - len(tracee.hardware) - len(tracee.cpuid_watched)
+        if not free:
             self._leave(known, "no debug register is free to see its MOV executed")
             return
-        tracee.site_watched = known.move, site, leaf
+        watched = tracee.site_watched
+        if len(watched) == free and leaf not in watched:
+            # The other one comes first.
+            return
+        watched[leaf] = known.move, site
         if not tracee.watch():
-            tracee.site_watched = None
+            del watched[leaf]
             self._leave(known, "this host has no debug registers to see its MOV executed")
 
     def on_breakpoint(self, tracee: "Tracee") -> bool:
         """Handle a thread that has come to a MOV that was watched; tell whether it was one."""
-        watched = tracee.site_watched
-        if watched is None or tracee.regs.rip != watched[0]:
+        rip = tracee.regs.rip
+        leaf = next((x for x, (move, _) in tracee.site_watched.items() if move == rip), 0)
+        if not leaf:
             return False
-        tracee.site_watched = None
+        move, site = tracee.site_watched.pop(leaf)
         tracee.watch()
-        move, site, leaf = watched
         thread = tracee.lp.thread if tracee.lp is not None else None
         secs = thread.secs if thread is not None else None
         if (secs is None) != (leaf == _EENTER):
@@ -317,47 +307,45 @@ class TransitionSites:
         if known.move % n.PAGE_SIZE > n.PAGE_SIZE - JUMP_SIZE:
             self._leave(known, "its MOV lies across two pages")
             return
+        if not known.slot:
+            room = room_near(tracee, known.move)
+            if room is None:
+                self._leave(known, "no room for a slot is within its reach")
+                return
+            known.slot = room.next()
+            moved = moved_code(known.code, known.move, known.slot)
+            room.slots.append(Slot(site, known.move, _move_length(moved), len(moved)))
+            tracee.mm.write(known.slot, self._slot(tracee.mm, site, known, moved, secs))
         known.tries += 1
         if not self._hold(tracee):
             if known.tries == _TRIES:
                 self._leave(known, "other threads could not be held to change its code")
         elif secs is None:
-            self._change_eenter(tracee.mm, site, known)
+            tracee.mm.write(known.move, jump(known.move, known.slot))
+            known.state = _CHANGED
         else:
-            self._change_eexit(tracee.mm, site, known, self._exits[secs.eid])
+            self._change_eexit(tracee.mm, known)
 
-    def _change_eenter(self, mm: "Mm", site: int, known: Site) -> None:
-        at = free_slot(mm, self._vdso, known.move)
-        if not at or not within_reach(site, at):
-            self._leave(known, "no slot is within its reach")
-            return
-        mm.slots_used += 1
-        moved = moved_code(known.code, known.move, at)
-        mm.write(at, entry_slot(at, moved, site + ENCLU_LENGTH, mm.image + self._vdso.eenter))
-        mm.entry_slots[at] = Slot(site, known.move, moved)
-        mm.write(known.move, jump(known.move, at))
-        known.state = _CHANGED
+    def _slot(
+        self, mm: "Mm", site: int, known: Site, moved: bytes, secs: "SecsPage | None"
+    ) -> bytes:
+        if secs is None:
+            eenter = mm.image + self._vdso.eenter
+            return entry_slot(known.slot, moved, site + ENCLU_LENGTH, eenter)
+        exits = self._exits[secs.eid]
+        table, eexit = mm.records + exits.offset, mm.image + self._vdso.eexit
+        fs, shift = exits.by_fs, exits.shift
+        return exit_slot(known.slot, moved, site, table, eexit, by_fs=fs, shift=shift)
 
-    def _change_eexit(self, mm: "Mm", site: int, known: Site, exits: Exits) -> None:
+    def _change_eexit(self, mm: "Mm", known: Site) -> None:
         vma = mm.enclaves.find(known.move) if mm.enclaves is not None else None
         if vma is None:
             return
         if vma.file.encl.mm_list != [mm.enclaves]:
             self._leave(known, "several programs have mapped the enclave")
             return
-        at = known.slot or mm.exits + len(mm.exit_slots) * EXIT_SLOT_SIZE
-        if not mm.exits or at == mm.exits + EXITS_SIZE or not within_reach(known.move, at):
-            self._leave(known, "no slot is within its reach")
-            return
-        if not known.slot:
-            known.slot = at
-            moved = moved_code(known.code, known.move, at)
-            table, eexit = mm.records + exits.offset, mm.image + self._vdso.eexit
-            fs, shift = exits.by_fs, exits.shift
-            mm.write(at, exit_slot(at, moved, site, table, eexit, by_fs=fs, shift=shift))
-            mm.exit_slots.append(Slot(site, known.move, moved))
         elrange: MemfdElrange = vma.file.elrange
-        elrange.change(known.move, jump(known.move, at), lambda: self._evicted(known))
+        elrange.change(known.move, jump(known.move, known.slot), lambda: self._evicted(known))
         known.state = _CHANGED
 
     @staticmethod
@@ -388,7 +376,7 @@ class TransitionSites:
             for other in self._tracees.values()
             if other.mm.enclaves is wanted and other is not tracee and not other.ended
         ]
-        moving = [other for other in others if not _stands(other.tid)]
+        moving = [other for other in others if not ptrace.stands(other.tid)]
         for other in moving:
             try:
                 ptrace.interrupt(other.tid)
@@ -396,15 +384,7 @@ class TransitionSites:
                 continue
         deadline = time.monotonic() + _HELD_WITHIN
         while moving:
-            moving = [t for t in moving if not (ptrace.has_stopped(t.tid) or _stands(t.tid))]
+            moving = [t for t in moving if not (ptrace.has_stopped(t.tid) or ptrace.stands(t.tid))]
             if time.monotonic() > deadline:
                 return not moving
         return True
-
-
-def _stands(tid: int) -> bool:
-    try:
-        ptrace.get_sigmask(tid)
-    except TraceeGone:
-        return False
-    return True

@@ -136,7 +136,7 @@ class Traps:
         elif (
             signal == n.SIGTRAP
             and code == TRAP_HWBKPT
-            and tracee.site_watched is not None
+            and tracee.site_watched
             and self._enclaves().on_breakpoint(tracee)
         ):
             unforce(tracee, signal)
