@@ -213,6 +213,7 @@
 	movl	$0, T_MODE(%rcx)
 	hidden	softsgx_eexit_outside
 	movb	$0, T_SELECTOR(%rcx)
+	movq	$0, R_THREAD(%rbx)
 	lock andl $OPEN, R_STATE(%rbx)
 	mov	T_HOST_GSBASE(%rcx), %rax
 	wrgsbase %rax

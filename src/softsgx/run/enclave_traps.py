@@ -314,7 +314,7 @@ class EnclaveTraps:
                 if self._strict:
                     isolation.entered(tracee)
                 if self.fast is not None:
-                    self.fast.path.entered(tracee, lp, watched)
+                    self.fast.entered(tracee, lp, watched)
                     if leaf == _EENTER:
                         self.fast.sites.on_eenter(tracee, site)
             resume(tracee)

@@ -91,7 +91,7 @@ class Space:
         self._offset = offset
         self._quads = records.quads[offset // 8 :]
         self._threads: dict[tuple[int, int], tuple[Tracee, int]] = {}
-        # By TCS: its entry, and the pages that it and its SSA frames span.
+        # By TCS: its entry, and what its pages and those of its SSA frames span.
         self._tcss: dict[int, tuple[int, int, int]] = {}
 
     def close(self) -> None:
@@ -134,8 +134,10 @@ class Space:
 
     def enter_tcs(self, linaddr: int, record: int, low: int, high: int) -> None:
         """Let a TCS be found, as long as the mappings of its pages, [low, high), stay what they are."""
-        if linaddr in self._tcss:
-            return
+        known = self._tcss.pop(linaddr, None)
+        if known is not None:
+            # Another enclave may have been here, and there may be another frame.
+            self._quads[known[0]] = self._quads[known[0] + 1] = 0
         first = _spread(linaddr) & (_TCSS - 1)
         for number in range(first, first + _PROBES):
             at = _TCSS_AT + number * _TCS_QUADS

@@ -19,7 +19,7 @@ from softsgx.cpu.registers import (
     RFLAGS_SF,
     RFLAGS_ZF,
 )
-from softsgx.cpu.secs import STATE
+from softsgx.cpu.secs import STATE, THREAD
 from softsgx.run.fast_path import ENTERED, LEFT
 from softsgx.run.mm import Refused
 from softsgx.run.rooms import slot_at
@@ -111,6 +111,7 @@ class FastStops:
         lp.record[_SELECTOR] = 0
         thread = self._fast.taken(tracee, lp)
         if thread is not None:
+            thread.quads[THREAD] = 0
             thread.words[STATE] &= STATE_OPEN
 
     # -- EEXIT ------------------------------------------------------------------------------

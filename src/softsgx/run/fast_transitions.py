@@ -39,6 +39,13 @@ class FastTransitions:
         self.stops = FastStops(vdso, self.path)
         self.sites = TransitionSites(vdso, records, observer, tracees, leave_text=leave_text)
 
+    def entered(self, tracee: "Tracee", lp: "LogicalProcessor", watched: bool) -> None:
+        """Hear that a thread has entered by a leaf; `watched` as `FastPath.entered` has it."""
+        self.path.entered(tracee, lp, watched)
+        thread = lp.thread
+        if thread is not None:
+            self.sites.on_entered(tracee, thread)
+
     def gone(self, tracee: "Tracee", lp: "LogicalProcessor") -> None:
         """Hear that a thread has ended, or executes: its transition, if it was in one, is given back."""
         entered, left = counted(lp)

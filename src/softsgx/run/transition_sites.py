@@ -216,6 +216,11 @@ class TransitionSites:
             known = exits.sites[site] = self._look_at(tracee, site, _EEXIT, why)
         self._go_on_with(tracee, site, known, thread.secs)
 
+    def on_entered(self, tracee: "Tracee", thread: "Thread") -> None:
+        """Hear that an enclave was entered by a leaf: a TCS of it that was not known yet may be like another."""
+        if thread.secs.eid in self._exits:
+            self.exits_of(tracee, thread)
+
     def exits_of(self, tracee: "Tracee", thread: "Thread") -> Exits:
         """Give what is known of an enclave, with this TCS among what can be found."""
         secs = thread.secs
