@@ -66,6 +66,8 @@ _URSP = _TCS_FIELDS["ursp"]
 _TCS_WATCH = TcsRecord.OFFSETS["watch"] // 4
 _GPRSGX_URSP = 144
 _STOPS_WITHIN = 0.02  # seconds
+# A thread that runs may leave and enter again while its record is looked at.
+_LOOKS = 16
 
 
 def missing(vdso: "VdsoImage") -> str:
@@ -196,6 +198,7 @@ class FastPath:
 
     def _begin(self, mm: "Mm") -> Space | None:
         if not mm.records or not mm.image or mm.enclaves is None:
+            self._observer.slow("the program has no room for the records")
             return None
         offset = self._records.space()
         if offset < 0:
@@ -276,8 +279,14 @@ class FastPath:
         lp = tracee.lp
         if lp is None:
             return None
-        thread = self._threads.get(lp.quads[_TCS_RECORD] - tracee.mm.records)
-        if thread is None or not self._has(tracee, thread):
+        for _ in range(_LOOKS):
+            thread = self._threads.get(lp.quads[_TCS_RECORD] - tracee.mm.records)
+            if thread is not None and self._has(tracee, thread):
+                break
+            if not lp.inside:
+                # It is running, and has left meanwhile.
+                return None
+        else:
             raise Refused(
                 f"process {tracee.process.pid} has changed what softsgx keeps of its threads: thread "
                 f"{tracee.tid} claims to be inside an enclave"

@@ -19,6 +19,7 @@ from softsgx.run.device_files import DeviceFiles
 from softsgx.run.enclave_traps import EnclaveTraps
 from softsgx.run.keeper import Keeper
 from softsgx.run.mapping_calls import MappingCalls
+from softsgx.run.mm import Refused
 from softsgx.run.records import RecordTable
 from softsgx.run.revoke import Revoker
 from softsgx.run.userfaults import Userfaults
@@ -287,7 +288,11 @@ class Machine:
 
     @staticmethod
     def _uses(tracee: "Tracee", file: "DeviceFile | LegacyMapping") -> bool:
-        thread = tracee.lp.thread if tracee.lp is not None else None
+        try:
+            thread = tracee.lp.thread if tracee.lp is not None else None
+        except Refused:
+            # Told at its own next stop.
+            return False
         return thread is not None and thread.secs.elrange is getattr(file, "elrange", None)
 
     def leave_enclave(self, tracee: "Tracee") -> None:

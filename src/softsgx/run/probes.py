@@ -355,7 +355,7 @@ def fsgsbase() -> Probe:
         USEFUL,
         ok,
         "AT_HWCAP2 bit 1" if ok else "absent",
-        "runtimes such as Gramine switch their bases by it",
+        "runtimes such as Gramine switch their bases by it, and so do transitions without a trap",
         "use a processor that has it, and no nofsgsbase on the kernel's command line",
     )
 
@@ -381,7 +381,7 @@ def syscall_user_dispatch() -> Probe:
         INFORMATION,
         not error,
         _answer(error),
-        "would make SYSCALL inside an enclave #UD",
+        "makes SYSCALL inside an enclave #UD where transitions do not trap; without it they all do",
         "use a kernel with CONFIG_GENERIC_ENTRY, Linux 5.11 or newer",
     )
 
