@@ -4,6 +4,7 @@
 # make test      the tests; make lint, make types: the other gates
 # make wheel     in dist/, for any Python from 3.11 on x86-64 Linux: installing it needs no compiler
 # make packages  the wheel and the source, installed where there is no compiler, and used
+# make test RUN_OPTIONS=--no-fast-path   the same with every EENTER and EEXIT by a trap; make conformance likewise
 # make conformance   the Linux kernel's own SGX selftests, under softsgx; SOFTSGX_OFFLINE=1 allows
 #                    that they cannot be tried
 # make programs  real programs, with and without softsgx run; INSTALL=1 lets apt-get bring them
@@ -11,6 +12,8 @@
 #                repeats what was decided for one
 # make kills     a thousand supervisors, or KILLS=..., killed while pages of enclaves come and go; SEED=...
 # make bench     all measurements; make bench NAME=...    one of them
+
+export RUN_OPTIONS ?=
 
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin

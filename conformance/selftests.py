@@ -253,7 +253,8 @@ def run_as(uid: int, names: list[str], cpu: str) -> dict[str, Outcome]:
     softsgx = shutil.which("softsgx")
     if softsgx is None:
         not_tried("the command softsgx is not on PATH: run `make conformance`")
-    command = [softsgx, "run", "--cpu", cpu, "--", "./test_sgx"]
+    options = os.environ.get("RUN_OPTIONS", "").split()
+    command = [softsgx, "run", "--cpu", cpu, *options, "--", "./test_sgx"]
     with tempfile.TemporaryDirectory(prefix="softsgx-conformance-") as home:
         shutil.copy2(PROGRAM, home)
         shutil.copy2(ENCLAVE, home)

@@ -29,6 +29,8 @@ _ENCLAVE_FLAGS = [
     *("-no-pie", "-Wl,-z,max-page-size=4096", "-Wl,-z,noexecstack", "-Wl,--build-id=none"),
     f"-Wl,-T,{ENCLAVE_SOURCES / 'enclave.lds'}",
 ]
+# `make test RUN_OPTIONS=--no-fast-path`: the same, every run with these options too.
+RUN_OPTIONS = os.environ.get("RUN_OPTIONS", "").split()
 _PROGRAM_FLAGS = ["-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-pthread"]
 
 
@@ -102,8 +104,17 @@ class Harness:
 
     def command(self, *argv: str | Path, options: tuple[str | Path, ...] = ()) -> list[str]:
         """Give the command line that runs `argv` under softsgx."""
-        run = [sys.executable, "-m", "softsgx", "run", "--state", self.state, *options, "--"]
-        return [str(word) for word in (*run, *argv)]
+        run = [
+            sys.executable,
+            "-m",
+            "softsgx",
+            "run",
+            "--state",
+            self.state,
+            *RUN_OPTIONS,
+            *options,
+        ]
+        return [str(word) for word in (*run, "--", *argv)]
 
     @contextmanager
     def started(

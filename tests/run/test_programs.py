@@ -252,7 +252,8 @@ class Bench:
         command = [
             *sandbox,
             *([] if uid is None else _as_user(uid)),
-            *(sys.executable, "-m", "softsgx", "run", "--state", str(state), *program.options),
+            *(sys.executable, "-m", "softsgx", "run", "--state", str(state)),
+            *(*os.environ.get("RUN_OPTIONS", "").split(), *program.options),
             *("--", str(self.program(program.name)), str(self.enclave(program.enclave))),
             *(str(self.signature(program.signature)), *more),
         ]
