@@ -2,6 +2,7 @@
 """`softsgx extract`: the enclaves that a program builds, as they were added and as they were measured."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -161,3 +162,14 @@ def test_a_program_without_enclaves_is_run_as_it_is(softsgx: "Harness", tmp_path
     assert ended.status == 127
     assert ended.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_without_its_name_stays_of_an_extract_that_is_killed(
+    softsgx: "Harness", tmp_path: Path
+) -> None:
+    image, _, css = the_enclave(softsgx)
+    argv = softsgx.program("extracted"), softsgx.enclave()[0], css
+    ended = extract(softsgx, "env", "KILL_THE_SUPERVISOR=1", *argv, options=("--out", tmp_path))
+    assert ended.status == -signal.SIGKILL, ended
+    name = measure(image).hex()
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.sgxs", f"{name}.sigstruct"}

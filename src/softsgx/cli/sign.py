@@ -314,11 +314,10 @@ def _second_step(args: Namespace, mrenclave: bytes) -> bytes:
 
 
 def _write(path: str, content: bytes, what: str) -> None:
-    try:
-        with open(path, "wb") as out:  # noqa: PTH123
-            out.write(content)
-    except OSError as error:
-        raise SoftsgxError(f"{path}: cannot write {what}: {error.strerror}") from error
+    from softsgx.image.output import written  # noqa: PLC0415
+
+    with written(path, what) as out:
+        out.write(content)
 
 
 class _unsigned:  # noqa: N801  (argparse names the type in its message)

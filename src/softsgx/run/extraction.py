@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The enclaves that the programs of a run build, written as SGXS while they are built; the driver's BuildEvents.
 
-Owns the directory's temporary files: the stream of each enclave that is being built. EINIT gives the file its name,
-MRENCLAVE; of an enclave that never comes so far nothing is left. What is written is what EADD has put into the
-EPC, read before the caller goes on; and it is hashed as it is written, so that no file has the name of another
-enclave. Used by the supervisor's one thread.
+Owns the stream of each enclave that is being built: a file that has no name until EINIT gives it one, MRENCLAVE; of
+an enclave that never comes so far nothing is left. What is written is what EADD has put into the EPC, read before
+the caller goes on; and it is hashed as it is written, so that no file has the name of another enclave. Used by
+the supervisor's one thread.
 """
 
 import json
 import os
 import sys
-from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from softsgx.arch.secinfo import (
@@ -23,6 +22,7 @@ from softsgx.arch.secinfo import (
 from softsgx.arch.structures import Sigstruct
 from softsgx.errors import SoftsgxError
 from softsgx.image.measurement import Measurement
+from softsgx.image.output import Output
 from softsgx.image.sgxs import EADD, ECREATE, Eadd, Ecreate, page_blocks
 
 if TYPE_CHECKING:
@@ -46,15 +46,19 @@ class _Build:
         self.size = encl.size
         self.pages = 0
         self.measurement = Measurement()
-        self.path = ""
-        self.file: IO[bytes] | None = None
+        self.output: Output | None = None
         # The last page that came alone: where in the file it is, its offset in the enclave, FLAGS, contents.
         self._alone = (0, 0, 0, b"")
 
-    def open(self, path: str, ssaframesize: int) -> None:
+    @property
+    def file(self) -> "IO[bytes] | None":
+        """Return what takes the stream, until it is kept or given up."""
+        return None if self.output is None else self.output.file
+
+    def open(self, directory: str, ssaframesize: int) -> None:
         """Begin the file; OSError."""
-        self.file, self.path = open(path, "xb", buffering=1 << 20), path  # noqa: SIM115
-        self.file.write(Ecreate(ECREATE, ssaframesize, self.size).encode())
+        self.output = Output(directory)
+        self.output.file.write(Ecreate(ECREATE, ssaframesize, self.size).encode())
         self.measurement.ecreate(ssaframesize, self.size)
 
     def add(self, file: IO[bytes], offset: int, flags: int, data: bytes, measured: bool) -> None:
@@ -89,13 +93,9 @@ class _Build:
 
     def discard(self) -> None:
         """Leave nothing."""
-        file, self.file = self.file, None
-        if file is not None:
-            # What is still to be written may not fit.
-            with suppress(OSError):
-                file.close()
-            with suppress(OSError):
-                os.unlink(self.path)
+        output, self.output = self.output, None
+        if output is not None:
+            output.discard()
 
     def as_object(self) -> "dict[str, Any]":
         """Return what tells it from others."""
@@ -170,7 +170,7 @@ class Extraction:
     def initialized(self, encl: "Encl", sigstruct: bytes) -> None:
         """Give the files their names: MRENCLAVE."""
         build = self._build_of(encl)
-        if build.file is None:
+        if build.output is None:
             return
         mrenclave = _secs(encl).mrenclave
         if build.measurement.digest() != mrenclave:
@@ -182,7 +182,7 @@ class Extraction:
             build.discard()
             return
         try:
-            self._keep(build, build.file, mrenclave.hex(), sigstruct)
+            self._keep(build, build.output, mrenclave.hex(), sigstruct)
         except OSError as error:
             self._fail(build, f"{self._directory}: {error.strerror}")
 
@@ -234,28 +234,23 @@ class Extraction:
         if build is None:
             build = self._builds[encl] = _Build(encl, self.openers.get(encl, 0))
             try:
-                build.open(self._temporary(), _secs(encl).ssaframesize)
+                build.open(self._directory, _secs(encl).ssaframesize)
             except OSError as error:
                 self._fail(build, f"{self._directory}: {error.strerror}")
         return build
 
-    def _temporary(self) -> str:
-        # Runs in several containers may share the directory, and have the same process numbers.
-        return f"{self._directory}/.softsgx-{os.urandom(8).hex()}"
-
-    def _keep(self, build: _Build, file: IO[bytes], mrenclave: str, sigstruct: bytes) -> None:
-        file.close()
-        signed = self._temporary()
+    def _keep(self, build: _Build, stream: Output, mrenclave: str, sigstruct: bytes) -> None:
+        names = [f"{self._directory}/{mrenclave}.{kind}" for kind in ("sigstruct", "sgxs")]
+        signed = Output(self._directory)
         try:
-            with open(signed, "xb") as out:
-                out.write(sigstruct)
-            names = [f"{self._directory}/{mrenclave}.{kind}" for kind in ("sigstruct", "sgxs")]
-            for temporary, name in zip((signed, build.path), names, strict=True):
-                os.replace(temporary, name)
+            signed.file.write(sigstruct)
+            # Before either has a name: there may be no room for it.
+            stream.file.flush()
+            signed.keep(names[0])
         finally:
-            with suppress(FileNotFoundError):
-                os.unlink(signed)
-        build.file = None
+            signed.discard()
+        stream.keep(names[1])
+        build.output = None
         from softsgx.driver.launch import signer_hash  # noqa: PLC0415  (loaded by now)
 
         self._written[mrenclave] = {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Builds one enclave twice, with pages that are not measured, or in part only where it is given a node and
- * a driver; changes what it may; and builds others that it does not initialise. Exits with status 7.
+ * a driver; changes what it may; and builds others that it does not initialise. Exits with status 7,
+ * or kills its supervisor where KILL_THE_SUPERVISOR is set.
  */
 #include "legacy.h"
 
@@ -73,5 +74,7 @@ int main(int argc, char **argv)
 	waitpid(child, NULL, 0);
 	munmap((void *)unfinished().base, the_image.size);
 	unfinished();
+	if (getenv("KILL_THE_SUPERVISOR"))
+		kill(getppid(), SIGKILL);
 	return finish() ? 1 : 7;
 }
