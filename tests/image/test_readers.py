@@ -6,8 +6,10 @@ from __future__ import annotations
 import os
 import random
 import struct
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -152,6 +154,79 @@ def test_a_chunk_may_be_measured_long_after_its_page(ledger: Any, tmp_path: Path
     assert measured(tmp_path, book.stream) == book.mrenclave
     (enclave,) = formats.read(str(tmp_path / "enclave"))
     assert enclave.fields["canonical"] == "no"
+
+
+@st.composite
+def blocks(draw: st.DrawFn) -> list[bytes]:
+    """Blocks in any order, of which many are what no processor would do."""
+    made = []
+    for _ in range(draw(st.integers(1, 12))):
+        offset = draw(st.integers(0, 3)) * PAGE
+        if draw(st.booleans()):
+            made.append(
+                struct.pack("<8sQQ40x", b"EADD", offset, draw(st.sampled_from((0x203, 0x205))))
+            )
+        tag = draw(st.sampled_from((b"EEXTEND", b"UNMEASRD")))
+        first, count = draw(st.sampled_from(((0, 16), (0, 3), (5, 2), (15, 1), (3, 0))))
+        content = bytes([draw(st.sampled_from((1, 1, 1, 2)))]) * 256
+        made += [
+            struct.pack("<8sQ48x", tag, offset + chunk * 256) + content
+            for chunk in range(first, first + count)
+        ]
+    return made
+
+
+@given(blocks())
+def test_a_stream_is_read_as_a_processor_would(made: list[bytes]) -> None:
+    """Its MRENCLAVE is the hash of the file without what is not measured; and what is refused is what must be."""
+    head = struct.pack("<8sIQ44x", b"ECREATE", 1, 0x10000)
+    file = File.of(head + b"".join(made), "made.sgxs")
+    there: dict[int, dict[int, bytes]] = {}
+    good = True
+    for block in made:
+        offset = int.from_bytes(block[8:16], "little")
+        chunks = there.get(offset & -PAGE)
+        if block.startswith(b"EADD"):
+            good &= chunks is None
+            there[offset] = {}
+        else:
+            good &= chunks is not None and chunks.setdefault(offset, block[64:]) == block[64:]
+    if not good:
+        with pytest.raises(SoftsgxError, match=r"^made\.sgxs: offset 0x"):
+            sgxs.read(file)
+        return
+    (enclave,) = sgxs.read(file)
+    measured = [block for block in made if not block.startswith(b"UNMEASRD")]
+    assert stream.measure(enclave.image) == sha256(head + b"".join(measured)).digest()
+    for run in enclave.image.runs:
+        for page in range(run.offset, run.offset + run.length, PAGE):
+            content = bytearray(PAGE)
+            for offset, chunk in there[page].items():
+                content[offset - page : offset - page + 256] = chunk
+            assert run.content(page - run.offset, PAGE) == content
+    pages = [int.from_bytes(block[8:16], "little") & -PAGE for block in made]
+    assert enclave.fields["canonical"] == ("yes" if pages == sorted(pages) else "no")
+
+
+def test_many_pages_that_are_measured_in_part_are_not_in_memory(tmp_path: Path) -> None:
+    count = 20000
+    path = tmp_path / "partly.sgxs"
+    head = struct.pack("<8sIQ44x", b"ECREATE", 1, 1 << 30)
+    pages = b"".join(
+        struct.pack("<8sQQ40x", b"EADD", offset, 0x203)
+        + struct.pack("<8sQ48x", b"EEXTEND", offset + 0x300)
+        + offset.to_bytes(256, "little")
+        for offset in range(0, count * 2 * PAGE, 2 * PAGE)
+    )
+    path.write_bytes(head + pages)
+    tracemalloc.start()
+    try:
+        (enclave,) = formats.read(str(path))
+        assert stream.measure(enclave.image) == sha256(head + pages).digest()
+        assert tracemalloc.get_traced_memory()[1] < 3 * path.stat().st_size
+    finally:
+        tracemalloc.stop()
+    assert enclave.image.pages == count
 
 
 @st.composite

@@ -15,6 +15,8 @@ Source: fortanix/rust-sgx, intel-sgx/sgxs/src/sgxs.rs.
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left, bisect_right
 from itertools import pairwise
 from struct import Struct
 from typing import IO, TYPE_CHECKING, Any
@@ -30,7 +32,7 @@ from softsgx.arch.secinfo import (
     SECINFO_RWX,
 )
 from softsgx.image.enclave import Enclave
-from softsgx.image.stream import Chunks, Image, PageRun, part_of
+from softsgx.image.stream import Chunks, Image, PageRun
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,10 +51,6 @@ _ALL_CHUNKS = (1 << _CHUNKS_OF_PAGE) - 1
 _PAGE_BLOCKS = Struct("<8sQQ40x" + _CHUNKS_OF_PAGE * f"8sQ48x{EEXTEND_SIZE}s")
 _PAGE_CHUNKS = Struct(_CHUNKS_OF_PAGE * f"{EEXTEND_SIZE}s")
 _AT_ONCE = 256
-# A page whose chunks do not come as a whole is kept in memory; no real stream has so many.
-_MOST_PARTIAL = 1 << 14
-# To find the page of a chunk that does not follow it, what was added is searched.
-_MOST_LOOKED_AT = 1 << 24
 
 
 @layout(size=64)
@@ -126,16 +124,67 @@ def read(file: File) -> tuple[Enclave, ...]:
     return (Enclave(FORMAT, image, fields={"canonical": "yes" if reader.canonical else "no"}),)
 
 
+class _ChunkContents:
+    """The contents of chunks whose records follow each other in the file, between their blocks."""
+
+    __slots__ = ("_count", "_file", "_start")
+
+    def __init__(self, file: File, start: int, count: int) -> None:
+        self._file = file
+        self._start = start
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count * EEXTEND_SIZE
+
+    def __getitem__(self, index: slice) -> memoryview:
+        start, stop, _ = index.indices(len(self))
+        stream = memoryview(self._file.read(self._start, self._count * _CHUNK, "chunks"))
+        content = b"".join(
+            stream[at + _BLOCK : at + _CHUNK] for at in range(0, len(stream), _CHUNK)
+        )
+        return memoryview(content)[start:stop]
+
+
+class _PageOfChunks:
+    """The contents of a page whose chunks lie anywhere in the file: where each is, 0 where it is not there."""
+
+    __slots__ = ("_file", "_places")
+
+    def __init__(self, file: File, places: array[int]) -> None:
+        self._file = file
+        self._places = places
+
+    def __len__(self) -> int:
+        return PAGE_SIZE
+
+    def __getitem__(self, index: slice) -> memoryview:
+        content = b"".join(
+            self._file.read(place, EEXTEND_SIZE, "chunk") if place else bytes(EEXTEND_SIZE)
+            for place in self._places
+        )
+        return memoryview(content)[index]
+
+
+# What a row stands for.
+_BARE, _LOADED, _MEASURED, _LOADED_CHUNKS, _MEASURED_CHUNKS = range(5)
+
+
 class _Reader:
+    """Reads the blocks into rows, one for pages or chunks that follow each other, and then makes records of them."""
+
     def __init__(self, file: File, size: int) -> None:
         self._file = file
         self._size = size
-        self._records: list[PageRun | Chunks] = []
-        # Where the last run was found: (kind, file offset, pages, first offset, SECINFO.FLAGS).
-        self._run: tuple[str, int, int, int, int] | None = None
-        self._added: list[tuple[int, int]] = []
-        self._partial: dict[int, tuple[bytearray, int]] = {}
-        self._looked_at = 0
+        # Columns, because a block of 64 bytes may be a row.
+        self._kinds = bytearray()
+        self._starts = array("Q")
+        self._offsets = array("Q")
+        self._counts = array("Q")
+        self._flags = array("Q")
+        self._last_page = -1
+        # Of pages that have chunks which do not come with them, where in the file each chunk's content is.
+        self._partial: dict[int, array[int]] = {}
         self.canonical = True
 
     def records(self) -> tuple[PageRun | Chunks, ...]:
@@ -146,22 +195,21 @@ class _Reader:
             if at + _PAGE > window_at + len(window):
                 window_at, length = at, min(_AT_ONCE * _PAGE, file.size - at)
                 window = file.read(at, length, "blocks")
-            block = window[at - window_at : at - window_at + _BLOCK]
+            within = at - window_at
+            block = window[within : within + _BLOCK]
             if len(block) < _BLOCK:
                 file.damaged(at, f"a block of {len(block)} bytes at the end, of {_BLOCK}")
             tag = block[:8]
             if tag == EADD:
-                at += self._page(at, block, window[at - window_at :][:_PAGE])
+                at += self._page(at, block, window[within : within + _PAGE])
             elif tag in (EEXTEND, UNMEASURED):
-                content = window[at - window_at + _BLOCK : at - window_at + _CHUNK]
-                self._chunk(at, block, content)
+                self._chunk(at, block, min(_CHUNK, len(window) - within) - _BLOCK)
                 at += _CHUNK
             elif tag in (ECREATE, UNSIZED):
                 file.damaged(at, "a second ECREATE")
             else:
                 file.damaged(at, f"no block of SGXS: it begins by {tag!r}")
-        self._flush()
-        self._check_pages()
+        self._place_chunks()
         return tuple(self._finished())
 
     def _page(self, at: int, block: bytes, whole: bytes) -> int:
@@ -178,111 +226,125 @@ class _Reader:
             self._file.damaged(at + 16, f"SECINFO with FLAGS {flags:#x}: EADD refuses it")
         if kind == PT_TCS:
             flags &= ~SECINFO_RWX  # as EADD does before it measures
+        self._last_page = offset
         tag = whole[_BLOCK : _BLOCK + 8]
         if tag in (EEXTEND, UNMEASURED) and _is_whole(whole, tag, offset):
-            self._extend("measured" if tag == EEXTEND else "loaded", at, offset, flags)
+            self._row(_MEASURED if tag == EEXTEND else _LOADED, at, offset, flags)
             return _PAGE
-        self._extend("bare", at, offset, flags)
+        self._row(_BARE, at, offset, flags)
         return _BLOCK
 
-    def _extend(self, kind: str, at: int, offset: int, flags: int) -> None:
-        run = self._run
-        if run is not None:
-            before, start, pages, first, same = run
-            stride = _BLOCK if kind == "bare" else _PAGE
-            if (before, same) == (kind, flags) and (
-                at == start + pages * stride and offset == first + pages * PAGE_SIZE
-            ):
-                self._run = (kind, start, pages + 1, first, flags)
-                return
-            self._flush()
-        self._run = (kind, at, 1, offset, flags)
-
-    def _flush(self) -> None:
-        if self._run is None:
-            return
-        kind, start, pages, first, flags = self._run
-        self._run = None
-        self._added.append((first, pages * PAGE_SIZE))
-        data = None if kind == "bare" else _WholePages(self._file, start, pages)
-        self._records.append(PageRun(first, pages * PAGE_SIZE, flags, data, kind == "measured"))
-
-    def _chunk(self, at: int, block: bytes, content: bytes) -> None:
+    def _chunk(self, at: int, block: bytes, length: int) -> None:
         offset = Eextend.decode(block).offset
-        page = offset & -PAGE_SIZE
         if offset % EEXTEND_SIZE or not Eextend.reserved_is_zero(block):
             self._file.damaged(
                 at + 8, f"chunk at {offset:#x}: not aligned, or more than its offset"
             )
-        if len(content) < EEXTEND_SIZE:
-            self._file.damaged(at + _BLOCK, f"a chunk of {len(content)} bytes, of {EEXTEND_SIZE}")
-        self._separate(page)
-        if page not in self._partial:
-            self._file.damaged(at + 8, f"chunk at {offset:#x} of a page that is not there yet")
-        data, known = self._partial[page]
-        within, bit = offset % PAGE_SIZE, 1 << offset % PAGE_SIZE // EEXTEND_SIZE
-        if known & bit and data[within : within + EEXTEND_SIZE] != content:
-            self._file.damaged(at, f"chunk at {offset:#x} has another content than before")
-        data[within : within + EEXTEND_SIZE] = content
-        self._partial[page] = data, known | bit
-        if block[:8] == EEXTEND:
-            last = self._records[-1]
-            if (
-                isinstance(last, Chunks)
-                and last.offset + len(last.data) == offset
-                and (len(last.data) < PAGE_SIZE)
+        if length < EEXTEND_SIZE:
+            self._file.damaged(at + _BLOCK, f"a chunk of {length} bytes, of {EEXTEND_SIZE}")
+        self.canonical &= offset & -PAGE_SIZE == self._last_page
+        self._row(_MEASURED_CHUNKS if block[:8] == EEXTEND else _LOADED_CHUNKS, at, offset, 0)
+
+    def _row(self, kind: int, at: int, offset: int, flags: int) -> None:
+        if self._kinds and self._kinds[-1] == kind and self._flags[-1] == flags:
+            count = self._counts[-1]
+            stride, length = _STRIDES[kind]
+            start, first = self._starts[-1], self._offsets[-1]
+            # No chunks of two pages.
+            if (at, offset) == (start + count * stride, first + count * length) and (
+                kind <= _MEASURED or offset % PAGE_SIZE
             ):
-                content = bytes(last.data[0 : len(last.data)]) + content
-                offset = last.offset
-                self._records.pop()
-            self._records.append(Chunks(offset, memoryview(content)))
+                self._counts[-1] = count + 1
+                return
+        self._kinds.append(kind)
+        self._starts.append(at)
+        self._offsets.append(offset)
+        self._counts.append(1)
+        self._flags.append(flags)
 
-    def _separate(self, page: int) -> None:
-        """Make a page one whose contents come by chunks, if it was added otherwise."""
-        if page in self._partial:
-            return
-        self._flush()
-        for index in range(len(self._records) - 1, -1, -1):
-            self._looked_at += 1
-            if self._looked_at > _MOST_LOOKED_AT:
-                self._file.damaged(0, "chunks are too far from their pages, and too many")
-            run = self._records[index]
-            if isinstance(run, Chunks) or not run.offset <= page < run.offset + run.length:
+    def _place_chunks(self) -> None:
+        """Find the page of each chunk that came apart; refuse what no processor would do."""
+        pages = [row for row, kind in enumerate(self._kinds) if kind <= _MEASURED]
+        by_offset = sorted(pages, key=self._offsets.__getitem__)
+        self.canonical &= by_offset == pages
+        for before, row in pairwise(by_offset):
+            offset = self._offsets[row]
+            if self._offsets[before] + self._counts[before] * PAGE_SIZE > offset:
+                self._file.damaged(
+                    self._starts[max(before, row)], f"the page at {offset:#x} is added twice"
+                )
+        for row, kind in enumerate(self._kinds):
+            if kind <= _MEASURED:
                 continue
-            if len(self._partial) == _MOST_PARTIAL:
-                self._file.damaged(0, f"more than {_MOST_PARTIAL} pages that are measured in part")
-            within = page - run.offset
-            data = bytearray(run.content(within, PAGE_SIZE))
-            known = 0 if run.data is None else 0xFFFF
-            self._partial[page] = data, known
-            # In the usual order it is the last page, and the page alone is what is left of its run.
-            self.canonical &= index == len(self._records) - 1 and (
-                page == run.offset + run.length - PAGE_SIZE
-            )
-            self._records[index : index + 1] = list(_split(run, within))
-            return
+            offset = self._offsets[row]
+            page = offset & -PAGE_SIZE
+            index = bisect_right(by_offset, page, key=self._offsets.__getitem__) - 1
+            added = by_offset[index] if index >= 0 else row
+            if added >= row or page >= self._offsets[added] + self._counts[added] * PAGE_SIZE:
+                self._file.damaged(
+                    self._starts[row] + 8, f"chunk at {offset:#x} of a page that is not there yet"
+                )
+            places = self._partial.get(page)
+            if places is None:
+                places = self._partial[page] = self._places(added, page)
+            for number in range(self._counts[row]):
+                at = self._starts[row] + number * _CHUNK
+                self._place(places, offset + number * EEXTEND_SIZE, at)
 
-    def _check_pages(self) -> None:
-        self.canonical &= self._added == sorted(self._added)
-        ranges = sorted(self._added)
-        for (before, length), (offset, _) in pairwise(ranges):
-            if before + length > offset:
-                self._file.damaged(0, f"the page at {offset:#x} is added twice")
+    def _places(self, row: int, page: int) -> array[int]:
+        if self._kinds[row] == _BARE:
+            return array("Q", bytes(8 * _CHUNKS_OF_PAGE))
+        number = (page - self._offsets[row]) // PAGE_SIZE
+        first = self._starts[row] + number * _PAGE + 2 * _BLOCK
+        return array("Q", range(first, first + _CHUNKS_OF_PAGE * _CHUNK, _CHUNK))
+
+    def _place(self, places: array[int], offset: int, at: int) -> None:
+        chunk = offset % PAGE_SIZE // EEXTEND_SIZE
+        known, content_at = places[chunk], at + _BLOCK
+        if not known:
+            places[chunk] = content_at
+        elif self._file.read(known, EEXTEND_SIZE, "chunk") != self._file.read(
+            content_at, EEXTEND_SIZE, "chunk"
+        ):
+            self._file.damaged(at, f"chunk at {offset:#x} has another content than before")
 
     def _finished(self) -> Iterator[PageRun | Chunks]:
-        for record in self._records:
-            if isinstance(record, PageRun) and record.offset in self._partial:
-                data = memoryview(self._partial[record.offset][0])
-                yield PageRun(record.offset, PAGE_SIZE, record.secinfo_flags, data, record.measured)
-            else:
-                yield record
+        partial = sorted(self._partial)
+        for row, kind in enumerate(self._kinds):
+            start, offset, count = self._starts[row], self._offsets[row], self._counts[row]
+            if kind == _MEASURED_CHUNKS:
+                yield Chunks(offset, _ChunkContents(self._file, start, count))
+            elif kind <= _MEASURED:
+                end = offset + count * PAGE_SIZE
+                first, last = (bisect_left(partial, edge) for edge in (offset, end))
+                at = offset
+                for page in partial[first:last]:
+                    yield from self._pages(row, at, page)
+                    data = _PageOfChunks(self._file, self._partial[page])
+                    measured = kind == _MEASURED
+                    yield PageRun(page, PAGE_SIZE, self._flags[row], data, measured)
+                    at = page + PAGE_SIZE
+                yield from self._pages(row, at, end)
+
+    def _pages(self, row: int, first: int, end: int) -> Iterator[PageRun]:
+        if first >= end:
+            return
+        kind, skipped = self._kinds[row], (first - self._offsets[row]) // PAGE_SIZE
+        data = None
+        if kind != _BARE:
+            start = self._starts[row] + skipped * _PAGE
+            data = _WholePages(self._file, start, (end - first) // PAGE_SIZE)
+        yield PageRun(first, end - first, self._flags[row], data, kind == _MEASURED)
 
 
-def _split(run: PageRun, within: int) -> Iterator[PageRun]:
-    page, end = run.offset + within, run.offset + run.length
-    yield from part_of(run, run.offset, page)
-    yield from part_of(run, page, page + PAGE_SIZE)
-    yield from part_of(run, page + PAGE_SIZE, end)
+# Of what each kind of row stands for: bytes of the file, and of the enclave.
+_STRIDES = {
+    _BARE: (_BLOCK, PAGE_SIZE),
+    _LOADED: (_PAGE, PAGE_SIZE),
+    _MEASURED: (_PAGE, PAGE_SIZE),
+    _LOADED_CHUNKS: (_CHUNK, EEXTEND_SIZE),
+    _MEASURED_CHUNKS: (_CHUNK, EEXTEND_SIZE),
+}
 
 
 def _is_whole(stream: bytes, tag: bytes, offset: int) -> bool:
