@@ -10,7 +10,6 @@ import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from softsgx.errors import SoftsgxError
 from softsgx.image import formats, sgxs, stream
 from softsgx.image.enclave import Enclave
 from softsgx.image.file import File
-from softsgx.image.stream import Chunks, Fill, Image, PageRun
 
 PAGE = 4096
 
@@ -227,40 +225,6 @@ def test_many_pages_that_are_measured_in_part_are_not_in_memory(tmp_path: Path) 
     finally:
         tracemalloc.stop()
     assert enclave.image.pages == count
-
-
-@st.composite
-def images(draw: st.DrawFn) -> Image:
-    records: list[PageRun | Chunks] = []
-    for at in sorted(draw(st.sets(st.integers(0, 30), min_size=1, max_size=6))):
-        flags = draw(st.sampled_from((0x201, 0x203, 0x205, 0x207)))
-        fill = draw(st.sampled_from((None, 0, 0xCCCCCCCC, 0x01020304)))
-        data = None if fill is None else Fill(fill, PAGE)
-        whole = draw(st.booleans())
-        records.append(PageRun(at * PAGE, PAGE, flags, data, measured=whole))
-        if not whole and data is not None:
-            for chunk in draw(st.lists(st.integers(0, 15), unique=True, max_size=4)):
-                within = chunk * 256
-                records.append(Chunks(at * PAGE + within, data[within : within + 256]))
-    return Image(0x20000, draw(st.integers(1, 4)), tuple(records))
-
-
-@given(images())
-@settings(deadline=None)
-def test_an_image_written_as_a_stream_is_read_back(image: Image) -> None:
-    out = BytesIO()
-    sgxs.write(image, out)
-    (again,) = sgxs.read(File.of(out.getvalue(), "written.sgxs"))
-    assert stream.measure(again.image) == stream.measure(image)
-    assert again.fields["canonical"] == "yes"
-    second = BytesIO()
-    sgxs.write(again.image, second)
-    assert second.getvalue() == out.getvalue()
-    for run in image.runs:
-        (same,) = (
-            one for one in again.image.runs if one.offset <= run.offset < one.offset + one.length
-        )
-        assert same.content(run.offset - same.offset, PAGE) == run.content(0, PAGE)
 
 
 @pytest.mark.skipif("SOFTSGX_ENCLAVES" not in os.environ, reason="SOFTSGX_ENCLAVES names no folder")

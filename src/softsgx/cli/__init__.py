@@ -33,7 +33,7 @@ VERBS = {
     "diff": "say why two enclave files differ",
     "inspect": "show every field of an enclave file, a SIGSTRUCT, a report or a quote",
     "verify": "verify an enclave file: its signature, its measurement and a policy",
-    "convert": "convert an enclave file to SGXS",
+    "convert": "convert an enclave file to SGXS, to plain ELF or to pages",
     "extract": "write the enclaves that a program builds, as SGXS, while it runs",
     "sign": "sign an enclave file: write its SIGSTRUCT",
     "lint": "say what a processor with SGX would punish, of an enclave file, a program or a run",

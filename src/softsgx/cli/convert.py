@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convert an enclave file to SGXS; what is written is read back and must measure the same."""
+"""Convert an enclave file to SGXS, to a plain ELF file or to pages; what is written is read back and must measure the same."""
 
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from softsgx.errors import SoftsgxError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+    from typing import IO
+
+    from softsgx.image.enclave import Enclave
+    from softsgx.image.stream import Image
+
+_MEMORY = ".bin"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -17,7 +24,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     from softsgx.cli.measure import add_reading  # noqa: PLC0415
 
     parser.add_argument("file", metavar="FILE", help="enclave, as `softsgx measure` reads it")
-    parser.add_argument("out", metavar="OUT.sgxs", help="where to write the stream")
+    parser.add_argument("out", metavar="OUT", help="where to write it")
+    parser.add_argument(
+        "--to",
+        choices=_WRITERS,
+        default="sgxs",
+        help="the format of OUT: sgxs (default); elf, a plain ELF file with its TCS pages first; pages, "
+        "a ledger of the pages, with the memory that they make in OUT" + _MEMORY,
+    )
     parser.add_argument(
         "--variant",
         metavar="NAME",
@@ -26,7 +40,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--canonical",
         action="store_true",
-        help="pages by ascending offset, each with its chunks: refused if that is another enclave",
+        help="SGXS with its pages by ascending offset, each with its chunks: refused if that is another "
+        "enclave",
     )
     parser.add_argument(
         "--sigstruct-out", metavar="FILE", help="also write the SIGSTRUCT that came with FILE"
@@ -35,39 +50,97 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def main(args: Namespace) -> int:
-    """Write the stream; returns 0."""
+    """Write the enclave; returns 0."""
+    from softsgx.image import stream  # noqa: PLC0415
+    from softsgx.image.output import written  # noqa: PLC0415
+
+    if args.canonical and args.to != "sgxs":
+        raise SoftsgxError(f"--canonical is of SGXS, but --to {args.to} is given")
+    enclave = _chosen(args)
+    if args.sigstruct_out is not None and enclave.sigstruct is None:
+        raise SoftsgxError(f"--sigstruct-out: no SIGSTRUCT came with {args.file}")
+    paths = [args.out, args.out + _MEMORY] if args.to == "pages" else [args.out]
+    for path in (*paths, args.sigstruct_out):
+        _require_apart(args.file, path)
+    mrenclave = stream.measure(enclave.image)
+    with ExitStack() as files:
+        outs = [files.enter_context(written(path, "it")) for path in paths]
+        again, what = _WRITERS[args.to](args, enclave.image, outs)
+        if stream.measure(again) != mrenclave:
+            raise SoftsgxError(
+                f"{args.out}: does not measure as {args.file} does; it is not written"
+            )
+        if args.sigstruct_out is not None and enclave.sigstruct is not None:
+            files.enter_context(written(args.sigstruct_out, "it")).write(enclave.sigstruct)
+    print(f"MRENCLAVE  {mrenclave.hex()}")
+    print(f"written    {args.out}: {what}")
+    return 0
+
+
+def _chosen(args: Namespace) -> Enclave:
     from softsgx.cli.measure import read  # noqa: PLC0415
-    from softsgx.image import sgxs, stream  # noqa: PLC0415
-    from softsgx.image.file import File  # noqa: PLC0415
 
     enclaves = read(args.file, args)
     names = [enclave.variant for enclave in enclaves]
     if args.variant is not None and args.variant not in names:
         raise SoftsgxError(f"--variant {args.variant}: {args.file} has {', '.join(names) or 'one'}")
-    enclave = enclaves[0 if args.variant is None else names.index(args.variant)]
-    if os.path.exists(args.out) and os.path.samefile(args.file, args.out):  # noqa: PTH110, PTH121
-        raise SoftsgxError(f"{args.out}: is the file that is read")
-    if args.sigstruct_out is not None and enclave.sigstruct is None:
-        raise SoftsgxError(f"--sigstruct-out: no SIGSTRUCT came with {args.file}")
-    image = sgxs.canonical(enclave.image) if args.canonical else enclave.image
-    mrenclave = stream.measure(enclave.image)
-    if stream.measure(image) != mrenclave:
-        raise SoftsgxError(
-            f"{args.file}: has not its pages by ascending offset; a canonical stream of it is another enclave"
-        )
+    return enclaves[0 if args.variant is None else names.index(args.variant)]
+
+
+def _require_apart(source: str, path: str | None) -> None:
+    if path is None or not os.path.exists(path):  # noqa: PTH110
+        return
+    if os.path.samefile(source, path):  # noqa: PTH121
+        raise SoftsgxError(f"{path}: is the file that is read")
+    if not os.path.isfile(path):  # noqa: PTH113
+        raise SoftsgxError(f"{path}: not a regular file, and what is written is read back")
+
+
+def _sgxs(args: Namespace, image: Image, outs: list[IO[bytes]]) -> tuple[Image, str]:
+    from softsgx.image import sgxs, stream  # noqa: PLC0415
+    from softsgx.image.file import File  # noqa: PLC0415
+
+    if args.canonical:
+        ordered = sgxs.canonical(image)
+        if stream.measure(ordered) != stream.measure(image):
+            raise SoftsgxError(
+                f"{args.file}: has not its pages by ascending offset; a canonical stream of it is "
+                "another enclave"
+            )
+        image = ordered
+    (out,) = outs
+    sgxs.write(image, out)
+    (again,) = sgxs.read(File.again(args.out, out))
+    canonical = again.fields["canonical"] == "yes"
+    return again.image, f"SGXS, {'canonical' if canonical else 'not canonical'}"
+
+
+def _elf(args: Namespace, image: Image, outs: list[IO[bytes]]) -> tuple[Image, str]:
+    from softsgx.image import elf  # noqa: PLC0415
+    from softsgx.image.elf_tables import Elf  # noqa: PLC0415
+    from softsgx.image.file import File  # noqa: PLC0415
+
+    (out,) = outs
     try:
-        with open(args.out, "wb") as out:  # noqa: PTH123
-            sgxs.write(image, out)
-        if args.sigstruct_out is not None and enclave.sigstruct is not None:
-            with open(args.sigstruct_out, "wb") as out:  # noqa: PTH123
-                out.write(enclave.sigstruct)
-    except OSError as error:
-        raise SoftsgxError(f"{error.filename}: cannot write it: {error.strerror}") from error
-    (again,) = sgxs.read(File.open(args.out))
-    if stream.measure(again.image) != mrenclave:
-        raise SoftsgxError(f"{args.out}: does not measure as {args.file} does; do not use it")
-    print(f"MRENCLAVE  {mrenclave.hex()}")
-    print(
-        f"written    {args.out}: SGXS, {'canonical' if again.fields['canonical'] == 'yes' else 'not canonical'}"
-    )
-    return 0
+        elf.write(image, out)
+    except SoftsgxError as error:
+        raise SoftsgxError(
+            f"{args.file}: no plain ELF file can be this enclave: {error}"
+        ) from error
+    again = elf.image(Elf(File.again(args.out, out)), image.ssaframesize)
+    option = f" --ssaframesize {image.ssaframesize}" if image.ssaframesize != 1 else ""
+    return again, f"ELF{f', to be read with{option}' if option else ''}"
+
+
+def _pages(args: Namespace, image: Image, outs: list[IO[bytes]]) -> tuple[Image, str]:
+    from softsgx.image import pages  # noqa: PLC0415
+    from softsgx.image.file import File  # noqa: PLC0415
+
+    ledger, memory = outs
+    name = args.out + _MEMORY
+    pages.write(image, ledger, memory, os.path.basename(name))  # noqa: PTH119
+    (again,) = pages.read(File.again(args.out, ledger), File.again(name, memory))
+    return again.image, f"the ledger; the memory is {name}"
+
+
+_WRITERS = {"sgxs": _sgxs, "elf": _elf, "pages": _pages}

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from softsgx.image.enclave import Enclave
     from softsgx.image.stream import Image
 
-_FORMATS = (
-    "ELF (Intel SDK, Open Enclave, or static with its TCS pages first), SGXS, Gramine manifest"
-)
+_FORMATS = "ELF (Intel SDK, Open Enclave, or static with its TCS pages first), SGXS, pages, Gramine manifest"
 
 
 def add_arguments(parser: ArgumentParser) -> None:

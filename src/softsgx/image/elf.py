@@ -15,13 +15,17 @@ TCS's OENTRY. A loader adds each segment from p_vaddr to p_vaddr + p_memsz, roun
 
     cc -nostdlib -static -no-pie -ffreestanding -fpie -Wl,-T,enclave.lds -Wl,--build-id=none
 
-Reading does not measure: that is softsgx.image.stream.measure().
+Reading does not measure: that is softsgx.image.stream.measure(). A file that is written here has its pages at their
+offsets from the first one on, by which the loader of the kernel's selftests places them.
 """
 
 from __future__ import annotations
 
+from typing import IO
+
 from softsgx.arch.secinfo import (
     PAGE_SIZE,
+    SECINFO_PAGE_TYPE,
     SECINFO_R,
     SECINFO_REG,
     SECINFO_TCS,
@@ -31,11 +35,12 @@ from softsgx.arch.secinfo import (
 from softsgx.arch.structures import Tcs
 from softsgx.errors import SoftsgxError
 from softsgx.image import elf_tables
-from softsgx.image.elf_tables import Elf, Segment
+from softsgx.image.elf_tables import Ehdr, Elf, Phdr, Segment
 from softsgx.image.enclave import Enclave
 from softsgx.image.file import File
 from softsgx.image.stream import (
     MAXIMUM_SIZE,
+    Chunks,
     Image,
     PageRun,
     enclave_size,
@@ -47,6 +52,12 @@ FORMAT = "elf"
 
 # What a loader would have to do to these files, and does not: they are not linked at fixed offsets.
 _NEEDS_A_DYNAMIC_LINKER = {elf_tables.PT_INTERP: "PT_INTERP", elf_tables.PT_DYNAMIC: "PT_DYNAMIC"}
+_PERMISSIONS = (
+    (elf_tables.PF_R, SECINFO_R),
+    (elf_tables.PF_W, SECINFO_W),
+    (elf_tables.PF_X, SECINFO_X),
+)
+_MOST_SEGMENTS = 0xFFFE  # 0xffff says that the number is elsewhere
 _TYPES = {1: "ET_REL", 3: "ET_DYN", 4: "ET_CORE"}
 
 
@@ -126,11 +137,7 @@ def _permissions(file: File, segment: Segment) -> int:
     if p_flags & elf_tables.PF_W and not p_flags & elf_tables.PF_R:
         file.damaged(segment.header_at, "segment is writable but not readable")
     flags = SECINFO_REG
-    for bit, permission in (
-        (elf_tables.PF_R, SECINFO_R),
-        (elf_tables.PF_W, SECINFO_W),
-        (elf_tables.PF_X, SECINFO_X),
-    ):
+    for bit, permission in _PERMISSIONS:
         if p_flags & bit:
             flags |= permission
     return flags
@@ -148,18 +155,123 @@ def _check_tcs_pages(file: File, segment: Segment, runs: list[PageRun]) -> None:
             at = header.p_offset + run.offset - header.p_vaddr + start
             if run.data is None:
                 file.damaged(at, "TCS page without content: NSSA is 0")
-            _check_tcs(file, at, run.data[start : start + PAGE_SIZE])
+            wrong = _wrong_tcs(run.data[start : start + PAGE_SIZE])
+            if wrong is not None:
+                file.damaged(at + wrong[0], wrong[1])
 
 
-def _check_tcs(file: File, at: int, page: memoryview) -> None:
+def _wrong_tcs(page: memoryview) -> tuple[int, str] | None:
+    """Return where in a TCS page what is wrong, None if nothing is."""
     if not Tcs.reserved_is_zero(page):
-        file.damaged(at, "TCS page: reserved bytes are not zero, EADD refuses it")
+        return 0, "TCS page: reserved bytes are not zero, EADD refuses it"
     tcs = Tcs.decode(page)
     for field in ("ossa", "ofsbasgx", "ogsbasgx"):
         if getattr(tcs, field) % PAGE_SIZE:
-            file.damaged(
-                at + Tcs.OFFSETS[field],
+            return (
+                Tcs.OFFSETS[field],
                 f"TCS.{field.upper()} is {getattr(tcs, field):#x}, not page aligned",
             )
     if tcs.nssa == 0:
-        file.damaged(at + Tcs.OFFSETS["nssa"], "TCS.NSSA is 0: no thread could enter")
+        return Tcs.OFFSETS["nssa"], "TCS.NSSA is 0: no thread could enter"
+    return None
+
+
+def write(image: Image, out: IO[bytes]) -> None:
+    """Write an image as such a file; SoftsgxError names the record that the format cannot say.
+
+    SSAFRAMESIZE is not in the file.
+    """
+    segments = _segments(image)
+    head = page_up(Ehdr.SIZE + len(segments) * Phdr.SIZE)
+    first = segments[0][0]
+    table = [
+        Phdr(
+            p_type=elf_tables.PT_LOAD,
+            p_flags=sum(bit for bit, permission in _PERMISSIONS if flags & permission),
+            p_offset=head + offset - first,
+            p_vaddr=offset,
+            p_filesz=length,
+            p_memsz=length,
+            p_align=PAGE_SIZE,
+        ).encode()
+        for offset, length, flags in segments
+    ]
+    header = Ehdr(
+        e_ident=elf_tables.MAGIC + b"\x02\x01\x01" + bytes(9),
+        e_type=elf_tables.ET_EXEC,
+        e_machine=elf_tables.EM_X86_64,
+        e_version=1,
+        e_entry=0,
+        e_phoff=Ehdr.SIZE,
+        e_shoff=0,
+        e_ehsize=Ehdr.SIZE,
+        e_phentsize=Phdr.SIZE,
+        e_phnum=len(segments),
+        e_shentsize=0,
+        e_shnum=0,
+        e_shstrndx=0,
+    )
+    out.write(header.encode() + b"".join(table))
+    for run in image.runs:
+        if run.data is not None:
+            for offset, content in run.pieces():
+                out.seek(head + offset - first)
+                out.write(content)
+    offset, length, _ = segments[-1]
+    # Pages of zeros are holes.
+    out.truncate(head + offset + length - first)
+
+
+def _segments(image: Image) -> list[tuple[int, int, int]]:
+    """Return offset, length and SECINFO.FLAGS of what becomes a segment."""
+    segments: list[tuple[int, int, int]] = []
+    end = 0
+    for number, record in enumerate(image.records, 1):
+        wrong = _inexpressible(record, end, segments)
+        if wrong is not None:
+            raise SoftsgxError(f"record {number}, at {record.offset:#x}, is {wrong}")
+        assert isinstance(record, PageRun)  # noqa: S101 (for the type checker)
+        start, length, flags = segments[-1] if segments else (0, 0, 0)
+        if segments and (record.offset, record.secinfo_flags) == (end, flags):
+            segments[-1] = start, length + record.length, flags
+        else:
+            segments.append((record.offset, record.length, record.secinfo_flags))
+        end = record.offset + record.length
+    if not segments:
+        raise SoftsgxError("it has no pages, but an ELF file has segments")
+    if image.size != enclave_size(end):
+        raise SoftsgxError(
+            f"SIZE is {image.size:#x}, but a loader of ELF files makes it {enclave_size(end):#x}"
+        )
+    if len(segments) > _MOST_SEGMENTS:
+        raise SoftsgxError(f"{len(segments)} segments are needed, an ELF file has {_MOST_SEGMENTS}")
+    return segments
+
+
+def _inexpressible(
+    record: PageRun | Chunks, end: int, segments: list[tuple[int, int, int]]
+) -> str | None:
+    """Return what of a record a loader of such a file could not do, None if it can."""
+    if isinstance(record, Chunks):
+        return "EEXTEND apart from its page"
+    if not record.measured:
+        return "not measured, but a loader of ELF files measures every page"
+    if record.offset < end:
+        return f"below {end:#x}, where the one before it ends; segments ascend"
+    if record.is_tcs:
+        if segments and (len(segments) > 1 or record.offset != end or not _is_tcs(segments[0][2])):
+            return "a TCS that does not follow the others, which are the first segment"
+        for start in range(0, record.length, PAGE_SIZE):
+            wrong = _wrong_tcs(record.content(start, PAGE_SIZE))
+            if wrong is not None:
+                return f"a TCS that no ELF file may have: {wrong[1]}"
+        return None
+    if not segments:
+        return "no TCS, but the first segment is the TCS pages"
+    if record.secinfo_flags & SECINFO_W and not record.secinfo_flags & SECINFO_R:
+        return "writable but not readable, which no segment may be"
+    return None
+
+
+def _is_tcs(secinfo_flags: int) -> bool:
+    return secinfo_flags & SECINFO_PAGE_TYPE == SECINFO_TCS

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from io import FileIO
-from typing import TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn
 
 from softsgx.errors import SoftsgxError
 
@@ -62,6 +62,14 @@ class File:
         from io import BytesIO  # noqa: PLC0415
 
         return cls(name, BytesIO(content), len(content))
+
+    @classmethod
+    def again(cls, path: str, out: IO[bytes]) -> File:
+        """Return as a file what was just written, before anything else is done with it."""
+        out.flush()
+        descriptor = out.fileno()
+        opened = _Opened(descriptor, "rb", closefd=False)
+        return cls(path, opened, os.fstat(descriptor).st_size)
 
     def patched(self, patches: Iterable[tuple[int, bytes]]) -> File:
         """Return the file as it is once these bytes are written over it."""

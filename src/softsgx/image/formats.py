@@ -87,6 +87,10 @@ def read_file(file: File, ssaframesize: int = 1, libpal: str | None = None) -> t
         from softsgx.image import sgxs  # noqa: PLC0415
 
         return sgxs.read(file)
+    if begin.startswith(b'{"softsgx"'):
+        from softsgx.image import pages  # noqa: PLC0415
+
+        return pages.read(file)
     if is_sigstruct(file):
         raise SoftsgxError(
             f"{file.name}: a SIGSTRUCT alone has no pages to measure (softsgx inspect shows it)"
@@ -97,7 +101,9 @@ def read_file(file: File, ssaframesize: int = 1, libpal: str | None = None) -> t
         return gramine.read(file, libpal)
     if begin.startswith(b"version https://git-lfs"):
         file.damaged(0, "a pointer of Git LFS, not the file: git lfs pull brings it")
-    return file.damaged(0, "neither ELF, SGXS, a Gramine manifest nor a SIGSTRUCT")
+    return file.damaged(
+        0, "neither ELF, SGXS, a ledger of pages, a Gramine manifest nor a SIGSTRUCT"
+    )
 
 
 def _is_manifest(file: File) -> bool:

@@ -105,8 +105,12 @@ def written(path: str, what: str, like: str | None = None) -> Iterator[IO[bytes]
         real = os.path.realpath(path)
         directory = os.path.dirname(real)  # noqa: PTH120
         there = os.path.exists(real)  # noqa: PTH110
-        if there and not (os.path.isfile(real) and os.access(directory, os.W_OK)):  # noqa: PTH113
-            with open(path, "wb") as file:  # noqa: PTH123
+        if there and not os.path.isfile(real):  # noqa: PTH113
+            with open(path, "wb") as stream:  # noqa: PTH123
+                yield stream
+            return
+        if there and not os.access(directory, os.W_OK):
+            with open(path, "w+b") as file:  # noqa: PTH123
                 yield file
             return
         output = Output(directory)
