@@ -55,7 +55,7 @@ def add_large(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--large",
         action="store_true",
-        help="measure also more than 4 GiB of stack or heap, which are not in the file",
+        help="hash also more than 5 GiB of what is not in the file: stack and heap",
     )
 
 

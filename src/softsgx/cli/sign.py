@@ -218,6 +218,7 @@ def _default(args: Namespace, name: str, value: Any) -> None:
 def _config(path: str) -> dict[str, Any]:
     import tomllib  # noqa: PLC0415
 
+    from softsgx.arch.attributes import ATTRIBUTE_DEBUG  # noqa: PLC0415
     from softsgx.image.file import File  # noqa: PLC0415
 
     file = File.open(path)
@@ -252,6 +253,8 @@ def _config(path: str) -> dict[str, Any]:
             file.damaged(0, f"{name}: {wanted} is wanted")
     if given.get("debug") and given.get("production"):
         file.damaged(0, "debug and production exclude each other")
+    if given.get("production") and given.get("attributes", 0) & ATTRIBUTE_DEBUG:
+        file.damaged(0, f"production, but attributes {given['attributes']:#x} have DEBUG")
     return given
 
 

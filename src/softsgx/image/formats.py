@@ -7,17 +7,19 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from softsgx.arch.secinfo import EEXTEND_SIZE, PAGE_SIZE
 from softsgx.arch.structures import SIGSTRUCT_HEADER, Sigstruct
 from softsgx.errors import SoftsgxError
 from softsgx.image.elf_tables import ET_EXEC, MAGIC, Elf
 from softsgx.image.file import File
-from softsgx.image.stream import Fill
+from softsgx.image.stream import Fill, PageRun
 
 if TYPE_CHECKING:
     from softsgx.image.enclave import Enclave
 
-# A second for each GiB.
-_MOST_FILLED = 4 << 30
+# A second for each GiB; it is a stack or heap of 4 GiB that is measured, or of 320 GiB that is not.
+_MOST_HASHED = 5 << 30
+_EADD, _MEASURED_PAGE = 64, 64 + PAGE_SIZE // EEXTEND_SIZE * (64 + EEXTEND_SIZE)
 # What tools call the SIGSTRUCT that they put beside an enclave, or instead of its last suffix.
 _BESIDE = (".sigstruct", ".sig", ".css")
 
@@ -39,20 +41,16 @@ def read(
 
     SSAFRAMESIZE is of formats that leave it to the host; `libpal` is Gramine's, for its manifests. A SIGSTRUCT that
     lies beside the file belongs to it, unless `sigstruct` names another. SoftsgxError says file, offset and reason;
-    without `large` also that a small file has gigabytes measured, which would take minutes.
+    without `large` also that a small file has gigabytes hashed, which would take minutes.
     """
     file = File.open(path)
     enclaves = read_file(file, ssaframesize, libpal)
     for enclave in enclaves:
-        filled = sum(
-            run.length
-            for run in enclave.image.runs
-            if run.measured and (run.data is None or isinstance(run.data, Fill))
-        )
-        if filled > _MOST_FILLED and not large:
+        absent = sum(_hashed(run) for run in enclave.image.runs)
+        if absent > _MOST_HASHED and not large:
             raise SoftsgxError(
-                f"{path}: {filled >> 30} GiB are measured that are not in the file, a stack or heap of "
-                f"that size; --large measures them"
+                f"{path}: {absent >> 30} GiB are to be hashed of what is not in the file, a stack or heap "
+                "of gigabytes; --large does it"
             )
     if sigstruct is not None:
         given = File.open(sigstruct)
@@ -66,6 +64,13 @@ def read(
     if len(enclaves) == 1 and enclaves[0].sigstruct is None:
         return (_with_sigstruct_beside(path, enclaves[0]),)
     return enclaves
+
+
+def _hashed(run: PageRun) -> int:
+    if not run.measured:
+        return run.length // PAGE_SIZE * _EADD
+    absent = run.data is None or isinstance(run.data, Fill)
+    return run.length // PAGE_SIZE * _MEASURED_PAGE if absent else 0
 
 
 def read_file(file: File, ssaframesize: int = 1, libpal: str | None = None) -> tuple[Enclave, ...]:

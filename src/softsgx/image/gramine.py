@@ -72,7 +72,9 @@ def read(file: File, libpal: str | None) -> tuple[Enclave, ...]:
     sgx = _sgx(file, content)
     size, threads = _size(file, sgx), sgx.get("max_threads")
     if not isinstance(threads, int) or not 1 <= threads <= _MOST_THREADS:
-        file.damaged(0, f"sgx.max_threads is {threads!r}, not a number from 1 to {_MOST_THREADS}")
+        file.damaged(
+            0, f"sgx.max_threads is {threads!r:.40}, not a number from 1 to {_MOST_THREADS}"
+        )
     if libpal is None:
         raise SoftsgxError(
             f"{file.name}: a manifest is measured with Gramine's own library: give it by --libpal "
@@ -161,9 +163,11 @@ def _size(file: File, sgx: dict[str, Any]) -> int:
     try:
         size = int(text[:-1] if unit else text, 0) << unit
     except ValueError:
-        file.damaged(0, f"sgx.enclave_size is {text!r}")
+        file.damaged(0, f"sgx.enclave_size is {text!r:.40}")
     if size.bit_count() != 1 or not 2 * PAGE_SIZE <= size <= MAXIMUM_SIZE << 11:
-        file.damaged(0, f"sgx.enclave_size is {text}, not a power of two that a processor takes")
+        file.damaged(
+            0, f"sgx.enclave_size is {text:.40}, not a power of two that a processor takes"
+        )
     return size
 
 

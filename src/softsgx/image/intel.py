@@ -20,14 +20,12 @@ Sources: intel/linux-sgx, common/inc/internal/metadata.h and psw/urts/loader.cpp
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from softsgx.arch.layout import U16, U32, U64, Record, at, layout, raw
 from softsgx.arch.secinfo import (
     PAGE_SIZE,
-    SECINFO_PAGE_TYPE,
     SECINFO_REG,
-    SECINFO_RWX,
     SECINFO_TCS,
     SECINFO_W,
 )
@@ -41,6 +39,7 @@ from softsgx.image.stream import (
     Fill,
     Image,
     PageRun,
+    added_flags,
     page_up,
     part_of,
     segment_runs,
@@ -222,7 +221,7 @@ class _Loader:
         self._content = elf.file.read(start, head.size, "metadata")
         self._check()
 
-    def _damaged(self, offset: int, reason: str) -> None:
+    def _damaged(self, offset: int, reason: str) -> NoReturn:
         self._file.damaged(self._start + offset, f"metadata {self._major}.{self._minor}: {reason}")
 
     def _check(self) -> None:
@@ -419,15 +418,16 @@ class _Loader:
             self._damaged(
                 offset, f"pages at {rva:#x}, {length:#x} bytes: not whole, or beyond SIZE"
             )
-        if entry.si_flags & ~(SECINFO_PAGE_TYPE | SECINFO_RWX):
-            self._damaged(offset + 24, f"SECINFO.FLAGS is {entry.si_flags:#x}")
+        flags = added_flags(entry.si_flags) if entry.si_flags or entry.content_offset else 0
+        if flags is None:
+            self._damaged(offset + 24, f"SECINFO.FLAGS is {entry.si_flags:#x}, which EADD refuses")
         name = _LAYOUT_NAMES.get(entry.id, f"layout {entry.id}") + suffix
         measured = entry.attributes & _EEXTEND != 0
         if not entry.content_offset:
-            if not entry.si_flags:
+            if not flags:
                 return []
             data = Fill(entry.content_size, length) if entry.content_size else None
-            return [PageRun(rva, length, entry.si_flags, data, measured, name)]
+            return [PageRun(rva, length, flags, data, measured, name)]
         end = entry.content_offset + entry.content_size
         if end > len(self._content):
             self._damaged(offset + 16, f"the content of {name} is cut off")
@@ -441,7 +441,7 @@ class _Loader:
         if len(content) > length:
             self._damaged(offset + 16, f"the content of {name} is larger than its pages")
         part = type(self._file).of(content, self._file.name).part(0, len(content))
-        return segment_runs(part, rva, length, entry.si_flags, name)
+        return segment_runs(part, rva, length, flags, name)
 
 
 def _tcs(template: bytes, rva: int) -> bytes:

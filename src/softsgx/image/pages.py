@@ -21,19 +21,19 @@ from bisect import bisect_right
 from itertools import pairwise
 from typing import IO, Any
 
-from softsgx.arch.secinfo import (
-    EEXTEND_SIZE,
-    PAGE_SIZE,
-    PT_REG,
-    PT_TCS,
-    SECINFO_PAGE_TYPE_SHIFT,
-    SECINFO_RESERVED,
-    SECINFO_RWX,
-)
+from softsgx.arch.secinfo import EEXTEND_SIZE, PAGE_SIZE
 from softsgx.errors import SoftsgxError
 from softsgx.image.enclave import Enclave
 from softsgx.image.file import File
-from softsgx.image.stream import MAXIMUM_SIZE, MINIMUM_SIZE, Chunks, Fill, Image, PageRun
+from softsgx.image.stream import (
+    MAXIMUM_SIZE,
+    MINIMUM_SIZE,
+    Chunks,
+    Fill,
+    Image,
+    PageRun,
+    added_flags,
+)
 
 FORMAT = "pages"
 
@@ -164,11 +164,9 @@ class _Reader:
             self._file.damaged(
                 at, f"pages at {offset:#x}, {length:#x} bytes: not whole, none, or beyond SIZE"
             )
-        kind = flags >> SECINFO_PAGE_TYPE_SHIFT & 0xFF
-        if flags & SECINFO_RESERVED or kind not in (PT_TCS, PT_REG):
+        measured = added_flags(flags)
+        if measured is None:
             self._file.damaged(at, f"SECINFO with FLAGS {flags:#x}: EADD refuses it")
-        if kind == PT_TCS:
-            flags &= ~SECINFO_RWX  # as EADD does before it measures
         data = None
         if not line["zeros"]:
             if offset + length > self._memory.size:
@@ -177,7 +175,7 @@ class _Reader:
                     f"pages, {length:#x} bytes, are cut off: the file has {self._memory.size:#x} bytes",
                 )
             data = self._memory.part(offset, length)
-        return PageRun(offset, length, flags, data, line["measured"], line["name"])
+        return PageRun(offset, length, measured, data, line["measured"], line["name"])
 
     def _chunks(self, at: int, line: dict[str, Any]) -> Chunks:
         _check_keys(self._file, at, line, _EXTENDED)
@@ -244,6 +242,6 @@ def _beside(path: str, name: str) -> str:
     # Never anywhere else, whoever has written the ledger.
     if not name or os.path.basename(name) != name:  # noqa: PTH119
         raise SoftsgxError(
-            f"{path}: offset 0x0: memory is {name!r}, not the name of a file beside it"
+            f"{path}: offset 0x0: memory is {name!r:.60}, not the name of a file beside it"
         )
     return os.path.join(os.path.dirname(path), name)  # noqa: PTH118, PTH120

@@ -22,17 +22,9 @@ from struct import Struct
 from typing import IO, TYPE_CHECKING, Any
 
 from softsgx.arch.layout import U32, U64, Record, at, layout, raw
-from softsgx.arch.secinfo import (
-    EEXTEND_SIZE,
-    PAGE_SIZE,
-    PT_REG,
-    PT_TCS,
-    SECINFO_PAGE_TYPE_SHIFT,
-    SECINFO_RESERVED,
-    SECINFO_RWX,
-)
+from softsgx.arch.secinfo import EEXTEND_SIZE, PAGE_SIZE
 from softsgx.image.enclave import Enclave
-from softsgx.image.stream import Chunks, Image, PageRun
+from softsgx.image.stream import Chunks, Image, PageRun, added_flags
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -217,15 +209,10 @@ class _Reader:
         offset, flags = eadd.offset, eadd.secinfo_flags
         if offset % PAGE_SIZE or offset + PAGE_SIZE > self._size:
             self._file.damaged(at + 8, f"page at {offset:#x}: not aligned, or beyond SIZE")
-        kind = flags >> SECINFO_PAGE_TYPE_SHIFT & 0xFF
-        if (
-            not Eadd.reserved_is_zero(block)
-            or flags & SECINFO_RESERVED
-            or kind not in (PT_TCS, PT_REG)
-        ):
+        measured = added_flags(flags)
+        if measured is None or not Eadd.reserved_is_zero(block):
             self._file.damaged(at + 16, f"SECINFO with FLAGS {flags:#x}: EADD refuses it")
-        if kind == PT_TCS:
-            flags &= ~SECINFO_RWX  # as EADD does before it measures
+        flags = measured
         self._last_page = offset
         tag = whole[_BLOCK : _BLOCK + 8]
         if tag in (EEXTEND, UNMEASURED) and _is_whole(whole, tag, offset):

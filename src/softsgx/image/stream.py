@@ -11,7 +11,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from softsgx.arch.attributes import TCS_DBGOPTIN, TCS_INACTIVE
-from softsgx.arch.secinfo import EEXTEND_SIZE, PAGE_SIZE, SECINFO_PAGE_TYPE, SECINFO_TCS
+from softsgx.arch.secinfo import (
+    EEXTEND_SIZE,
+    PAGE_SIZE,
+    SECINFO_PAGE_TYPE,
+    SECINFO_R,
+    SECINFO_REG,
+    SECINFO_RWX,
+    SECINFO_TCS,
+    SECINFO_W,
+)
 from softsgx.arch.structures import Tcs
 from softsgx.image.file import Part
 from softsgx.image.measurement import Measurement
@@ -147,6 +156,17 @@ class Image:
     def threads(self) -> int:
         """Count the TCS pages: how many threads can be inside at once."""
         return sum(run.length for run in self.runs if run.is_tcs) // PAGE_SIZE
+
+
+def added_flags(secinfo_flags: int) -> int | None:
+    """Return SECINFO.FLAGS of a page as EADD measures them, None where it refuses them."""
+    kind = secinfo_flags & SECINFO_PAGE_TYPE
+    if secinfo_flags & ~(SECINFO_PAGE_TYPE | SECINFO_RWX) or kind not in (SECINFO_TCS, SECINFO_REG):
+        return None
+    if kind == SECINFO_TCS:
+        return kind
+    writable = secinfo_flags & SECINFO_W and not secinfo_flags & SECINFO_R
+    return None if writable else secinfo_flags
 
 
 def enclave_size(end: int) -> int:
