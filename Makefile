@@ -11,6 +11,8 @@
 # make chaos     programs that are disturbed by signals, for ten minutes or SECONDS=...; SEED=... RUN=...
 #                repeats what was decided for one
 # make kills     a thousand supervisors, or KILLS=..., killed while pages of enclaves come and go; SEED=...
+# make fuzz      damaged files for the verbs of enclaves at rest, for a minute or SECONDS=...; SEED=... CASE=...
+#                repeats one
 # make bench     all measurements; make bench NAME=...    one of them
 
 export RUN_OPTIONS ?=
@@ -30,7 +32,7 @@ SOURCES := pyproject.toml meson.build meson.options $(shell find csrc src -type 
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint types wheel packages conformance programs chaos kills bench clean
+.PHONY: setup demo test lint types wheel packages conformance programs chaos kills fuzz bench clean
 
 setup: $(VENV)/installed
 
@@ -104,6 +106,10 @@ chaos: setup
 kills: setup
 	PATH="$(BIN):$$PATH" $(BIN)/python tests/chaos/kills.py \
 	$(foreach name,KILLS SEED KILL,$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) '$($(name))'))
+
+fuzz: setup
+	PATH="$(BIN):$$PATH" $(BIN)/python tests/fuzz/fuzz.py \
+	$(foreach name,SECONDS SEED COUNT CASE,$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) '$($(name))'))
 
 # A name that is given and empty is a mistake, which bench.py tells from none.
 bench: setup
