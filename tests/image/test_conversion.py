@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import struct
@@ -134,6 +135,36 @@ def test_an_image_written_as_pages_is_read_back(image: Image) -> None:
     )
     assert stream.measure(again.image) == stream.measure(image)
     assert contents(again.image) == contents(image)
+
+
+def test_a_tcs_that_is_measured_in_part_is_measured_as_eadd_stores_it(tmp_path: Path) -> None:
+    given_page = bytearray(thread(oentry=0x123))
+    given_page[8:12], given_page[24:28] = b"\x03\0\0\0", b"\x07\0\0\0"  # FLAGS, CSSA
+    path, ledger = tmp_path / "e.sgxs", tmp_path / "e.pages"
+    pages_of = {
+        way: struct.pack("<8sIQ44x", b"ECREATE", 1, 0x10000)
+        + struct.pack("<8sQQ40x", b"EADD", 0x1000, TCS)
+        + b"".join(
+            struct.pack("<8sQ48x", b"EEXTEND", 0x1000 + chunk) + given_page[chunk : chunk + 256]
+            for chunk in order
+        )
+        for way, order in (
+            ("whole", range(0, PAGE, 256)),
+            ("last first", range(PAGE - 256, -1, -256)),
+        )
+    }
+    for way, content in pages_of.items():
+        path.write_bytes(content)
+        image = read(path)
+        measured = hashlib.sha256(content[:128])
+        stored = bytearray(thread(oentry=0x123))
+        stored[8] = 2
+        for at in range(128, len(content), 320):
+            chunk = int.from_bytes(content[at + 8 : at + 16], "little") - 0x1000
+            measured.update(content[at : at + 64] + stored[chunk : chunk + 256])
+        assert stream.measure(image) == measured.digest(), way
+        converted(path, ledger, "--to", "pages")
+        assert stream.measure(read(ledger)) == measured.digest(), way
 
 
 @given(nearly_elf())

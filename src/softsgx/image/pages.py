@@ -213,7 +213,9 @@ class _Reader:
                     f"chunk at {record.offset:#x} of a page that is not there yet",
                 )
             page = self._records[run]
-            if isinstance(page, PageRun) and page.data is None:
+            if isinstance(page, PageRun) and page.is_tcs:
+                self._records[number] = page.chunks(record.offset, len(record.data))
+            elif isinstance(page, PageRun) and page.data is None:
                 self._records[number] = Chunks(record.offset, Fill(0, len(record.data)))
 
 

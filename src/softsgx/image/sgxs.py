@@ -22,7 +22,7 @@ from struct import Struct
 from typing import IO, TYPE_CHECKING, Any
 
 from softsgx.arch.layout import U32, U64, Record, at, layout, raw
-from softsgx.arch.secinfo import EEXTEND_SIZE, PAGE_SIZE
+from softsgx.arch.secinfo import EEXTEND_SIZE, PAGE_SIZE, SECINFO_TCS
 from softsgx.image.enclave import Enclave
 from softsgx.image.stream import Chunks, Image, PageRun, added_flags
 
@@ -177,6 +177,7 @@ class _Reader:
         self._last_page = -1
         # Of pages that have chunks which do not come with them, where in the file each chunk's content is.
         self._partial: dict[int, array[int]] = {}
+        self._partial_threads: set[int] = set()
         self.canonical = True
 
     def records(self) -> tuple[PageRun | Chunks, ...]:
@@ -274,6 +275,8 @@ class _Reader:
             places = self._partial.get(page)
             if places is None:
                 places = self._partial[page] = self._places(added, page)
+                if self._flags[added] == SECINFO_TCS:
+                    self._partial_threads.add(page)
             for number in range(self._counts[row]):
                 at = self._starts[row] + number * _CHUNK
                 self._place(places, offset + number * EEXTEND_SIZE, at)
@@ -300,7 +303,18 @@ class _Reader:
         for row, kind in enumerate(self._kinds):
             start, offset, count = self._starts[row], self._offsets[row], self._counts[row]
             if kind == _MEASURED_CHUNKS:
-                yield Chunks(offset, _ChunkContents(self._file, start, count))
+                page = offset & -PAGE_SIZE
+                if page in self._partial_threads:
+                    whole = PageRun(
+                        page,
+                        PAGE_SIZE,
+                        SECINFO_TCS,
+                        _PageOfChunks(self._file, self._partial[page]),
+                        measured=False,
+                    )
+                    yield whole.chunks(offset, count * EEXTEND_SIZE)
+                else:
+                    yield Chunks(offset, _ChunkContents(self._file, start, count))
             elif kind <= _MEASURED:
                 end = offset + count * PAGE_SIZE
                 first, last = (bisect_left(partial, edge) for edge in (offset, end))

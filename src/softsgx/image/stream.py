@@ -109,6 +109,11 @@ class PageRun:
             )
         )
 
+    def chunks(self, offset: int, length: int) -> Chunks:
+        """Return EEXTEND of some chunks of a page of a TCS, which measures what EADD has made of it."""
+        page, within = offset & -PAGE_SIZE, offset % PAGE_SIZE
+        return Chunks(offset, self.content(page - self.offset, PAGE_SIZE)[within : within + length])
+
     def pieces(self) -> Iterator[tuple[int, memoryview]]:
         """Yield (offset, bytes) of parts of bounded length, as EADD leaves them in the EPC."""
         zeros = memoryview(bytes(min(self.length, _PIECE)))
