@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "image"))
-from conftest import MAKERS, PT_LOAD, REG_RW, REG_RX, TCS, R, W, X
+from conftest import MAKERS, PT_LOAD, REG_RW, REG_RX, TCS, R, W, X, with_older_metadata
 from conftest import elf as shared_object
 from softsgx.arch.structures import Einittoken, Report, Sigstruct
 from softsgx.image import elf, pages, sgxs, sigstruct
@@ -48,7 +48,7 @@ def seeds() -> dict[str, Seed]:
     """Make them."""
     image = _image()
     made = {name: Seed({"enclave": maker().content}) for name, maker in MAKERS.items()}
-    made["intel-sdk-two"] = Seed({"enclave": _two_metadata(MAKERS["intel-sdk"]().content)})
+    made["intel-sdk-two"] = Seed({"enclave": with_older_metadata(MAKERS["intel-sdk"]().content)})
     made["sgxs-any-order"] = Seed({"enclave.sgxs": _stream(image)})
     with tempfile.TemporaryFile() as out:
         elf.write(Image(0x4000, 1, image.records[:2]), out)
@@ -103,25 +103,6 @@ def _stream(image: Image) -> bytes:
     out = BytesIO()
     sgxs.write(image, out)
     return out.getvalue()
-
-
-# As the Intel SDK signs for loaders of several generations: one metadata behind the other, here behind all else.
-def _two_metadata(content: bytes) -> bytes:
-    note = content.index(b"sgx_metadata\0") - 12
-    metadata = note + 12 + len(b"sgx_metadata\0")
-    (size,) = struct.unpack_from("<I", content, metadata + 16)
-    both = bytearray(2 * content[metadata : metadata + size])
-    struct.pack_into("<Q", both, size + 8, 1 << 32 | 4)
-    section = struct.pack("<III", 13, len(both), 1) + b"sgx_metadata\0" + both
-    changed = bytearray(content + section)
-    (headers,), (count,) = (
-        struct.unpack_from("<Q", content, 40),
-        struct.unpack_from("<H", content, 60),
-    )
-    for header in range(headers, headers + 64 * count, 64):
-        if struct.unpack_from("<Q", content, header + 24) == (note,):
-            struct.pack_into("<QQ", changed, header + 24, len(content), len(section))
-    return bytes(changed)
 
 
 def _libpal() -> bytes:

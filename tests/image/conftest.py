@@ -201,6 +201,25 @@ def intel_file(*, version: tuple[int, int] = (3, 3), elrange: int = 0) -> Made:
     return Made(content, ledger.mrenclave)
 
 
+def with_older_metadata(content: bytes) -> bytes:
+    """Return an Intel SDK file that is for loaders of two generations: its metadata, and behind it one of 1.4."""
+    note = content.index(b"sgx_metadata\0") - 12
+    metadata = note + 12 + len(b"sgx_metadata\0")
+    (size,) = struct.unpack_from("<I", content, metadata + 16)
+    both = bytearray(2 * content[metadata : metadata + size])
+    struct.pack_into("<Q", both, size + 8, 1 << 32 | 4)
+    section = struct.pack("<III", 13, len(both), 1) + b"sgx_metadata\0" + both
+    changed = bytearray(content + section)
+    (headers,), (count,) = (
+        struct.unpack_from("<Q", content, 40),
+        struct.unpack_from("<H", content, 60),
+    )
+    for header in range(headers, headers + 64 * count, 64):
+        if struct.unpack_from("<Q", content, header + 24) == (note,):
+            struct.pack_into("<QQ", changed, header + 24, len(content), len(section))
+    return bytes(changed)
+
+
 def open_enclave_file(*, start: int = 0) -> Made:
     """Make an enclave of Open Enclave: relocations, variables that the loader sets, thread-local storage."""
     strings = b"\0_reloc_rva\0_reloc_size\0_enclave_rva\0_td_from_tcs_offset\0tls\0_tdata_rva\0"
@@ -317,3 +336,9 @@ def make() -> dict[str, Callable[[], Made]]:
 def ledger() -> type[Ledger]:
     """Return the class of the manual's measurement."""
     return Ledger
+
+
+@pytest.fixture(scope="session")
+def older() -> Callable[[bytes], bytes]:
+    """Return what makes a file of two metadata of one."""
+    return with_older_metadata

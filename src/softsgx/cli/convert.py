@@ -52,7 +52,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(args: Namespace) -> int:
     """Write the enclave; returns 0."""
     from softsgx.image import stream  # noqa: PLC0415
-    from softsgx.image.output import written  # noqa: PLC0415
+    from softsgx.image.output import require_readable, written  # noqa: PLC0415
 
     if args.canonical and args.to != "sgxs":
         raise SoftsgxError(f"--canonical is of SGXS, but --to {args.to} is given")
@@ -61,7 +61,10 @@ def main(args: Namespace) -> int:
         raise SoftsgxError(f"--sigstruct-out: no SIGSTRUCT came with {args.file}")
     paths = [args.out, args.out + _MEMORY] if args.to == "pages" else [args.out]
     for path in (*paths, args.sigstruct_out):
-        _require_apart(args.file, path)
+        if path is not None and os.path.exists(path) and os.path.samefile(args.file, path):  # noqa: PTH110, PTH121
+            raise SoftsgxError(f"{path}: is the file that is read")
+    for path in paths:
+        require_readable(path)
     mrenclave = stream.measure(enclave.image)
     with ExitStack() as files:
         outs = [files.enter_context(written(path, "it")) for path in paths]
@@ -85,15 +88,6 @@ def _chosen(args: Namespace) -> Enclave:
     if args.variant is not None and args.variant not in names:
         raise SoftsgxError(f"--variant {args.variant}: {args.file} has {', '.join(names) or 'one'}")
     return enclaves[0 if args.variant is None else names.index(args.variant)]
-
-
-def _require_apart(source: str, path: str | None) -> None:
-    if path is None or not os.path.exists(path):  # noqa: PTH110
-        return
-    if os.path.samefile(source, path):  # noqa: PTH121
-        raise SoftsgxError(f"{path}: is the file that is read")
-    if not os.path.isfile(path):  # noqa: PTH113
-        raise SoftsgxError(f"{path}: not a regular file, and what is written is read back")
 
 
 def _sgxs(args: Namespace, image: Image, outs: list[IO[bytes]]) -> tuple[Image, str]:

@@ -14,8 +14,10 @@ from softsgx.errors import SoftsgxError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+    from collections.abc import Sequence
 
     from softsgx.arch.structures import Sigstruct
+    from softsgx.image.enclave import Enclave
 
 _WARNING = "Signed by software with a key in a file: for testing only."
 _ELSEWHERE = "Signed elsewhere; the signature was verified."
@@ -66,6 +68,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--out", metavar="FILE", help="where to write (default: the enclave's name + .sigstruct)"
     )
     parser.add_argument(
+        "--embed",
+        metavar="OUT",
+        help="write FILE with the SIGSTRUCT in it (Intel SDK, Open Enclave), by another name or its own, "
+        "instead of a SIGSTRUCT alone",
+    )
+    parser.add_argument(
         "--date", metavar="YYYYMMDD", help="date of signing (default: SOURCE_DATE_EPOCH, or today)"
     )
     mode = parser.add_mutually_exclusive_group()
@@ -97,23 +105,26 @@ def main(args: Namespace) -> int:
 
     _require_one_way(args)
     _complete(args)
-    image = read(args.file, args)[0].image
-    mrenclave = stream.measure(image)
+    enclaves = read(args.file, args)
+    if args.embed is None:
+        # The newest metadata is what a loader prefers, and one file holds one SIGSTRUCT.
+        enclaves = enclaves[:1]
+    image, mrenclave = enclaves[0].image, stream.measure(enclaves[0].image)
     if args.digest_out is not None:
         css = _fields(args, mrenclave)
         _write(args.digest_out, sigstruct.signed_bytes(css.encode()), "what is to be signed")
         facts = {"digest_file": args.digest_out}
         note = "To be signed by RSASSA-PKCS1-v1_5 with SHA-256."
     else:
-        signed = (
-            _second_step(args, mrenclave)
-            if args.signature is not None
-            else _by_key(args, _fields(args, mrenclave))
-        )
-        css = Sigstruct.decode(signed)
-        out = args.out or args.file + ".sigstruct"
-        _write(out, signed, "the SIGSTRUCT")
-        facts = {"sigstruct": out, "mrsigner": sigstruct.mrsigner(css.modulus).hex()}
+        signed = _signed(args, enclaves)
+        css = Sigstruct.decode(signed[0])
+        facts = {"mrsigner": sigstruct.mrsigner(css.modulus).hex()}
+        if args.embed is not None:
+            facts["embedded"] = args.embed
+            _embed(args, enclaves, signed)
+        if args.embed is None or args.out is not None:
+            facts["sigstruct"] = args.out or args.file + ".sigstruct"
+            _write(facts["sigstruct"], signed[0], "the SIGSTRUCT")
         note = _ELSEWHERE if args.key is None or _in_token(args.key) else _WARNING
     if args.json:
         import json  # noqa: PLC0415
@@ -139,7 +150,16 @@ def main(args: Namespace) -> int:
     print(f"product    ISVPRODID {css.isvprodid}, ISVSVN {css.isvsvn}; starts {debug_of(css)}")
     if "digest_file" in facts:
         print(f"written    {args.digest_out}: 256 bytes, dated {css.date:08x}")
-    else:
+    if "embedded" in facts:
+        inside = (
+            "its SIGSTRUCT"
+            if len(enclaves) == 1
+            else f"the SIGSTRUCTs of its {len(enclaves)} metadata"
+        )
+        print(
+            f"written    {facts['embedded']}: {args.file} with {inside} inside, dated {css.date:08x}"
+        )
+    if "sigstruct" in facts:
         print(f"written    {facts['sigstruct']}: {css.SIZE} bytes, dated {css.date:08x}")
     print(note)
     return 0
@@ -160,6 +180,8 @@ def _require_one_way(args: Namespace) -> None:
         raise SoftsgxError("--generate-key makes a file, which --key KEY.pem names")
     if args.digest_out is not None and args.out is not None:
         raise SoftsgxError("--out names the SIGSTRUCT, but --digest-out writes none yet")
+    if args.digest_out is not None and args.embed is not None:
+        raise SoftsgxError("--embed needs a SIGSTRUCT, but --digest-out makes none yet")
     if args.signature is None:
         unused = [name for name in ("public_key", "digest") if getattr(args, name) is not None]
         if unused:
@@ -173,6 +195,29 @@ def _require_one_way(args: Namespace) -> None:
             raise SoftsgxError(
                 f"{_option(name)} given with --signature; the fields were signed in the first step"
             )
+
+
+def _signed(args: Namespace, enclaves: Sequence[Enclave]) -> list[bytes]:
+    """Return the SIGSTRUCT of each enclave."""
+    from softsgx.image import stream  # noqa: PLC0415
+
+    measured = [stream.measure(enclave.image) for enclave in enclaves]
+    if args.signature is None:
+        return [_by_key(args, _fields(args, mrenclave)) for mrenclave in measured]
+    if len(measured) > 1:
+        raise SoftsgxError(
+            f"--embed: {args.file} has {len(measured)} metadata to be signed, and --signature is of one"
+        )
+    return [_second_step(args, measured[0])]
+
+
+def _embed(args: Namespace, enclaves: Sequence[Enclave], signed: list[bytes]) -> None:
+    from softsgx.image import embedding  # noqa: PLC0415
+    from softsgx.image.output import require_readable, written  # noqa: PLC0415
+
+    require_readable(args.embed)
+    with written(args.embed, "the signed enclave", like=args.file) as out:
+        embedding.write(args.file, enclaves, signed, out)
 
 
 def _option(name: str) -> str:

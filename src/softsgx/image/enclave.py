@@ -18,7 +18,8 @@ class Enclave:
 
     ``format`` is the format's name and ``variant`` tells the enclaves of one file apart. ``sigstruct`` is the
     SIGSTRUCT that came with it, at ``sigstruct_at`` in the file ``sigstruct_file``; ``fields`` are what else the
-    format says. An ELF file's address 0 is at ``image_at`` from the enclave's base.
+    format says. An ELF file's address 0 is at ``image_at`` from the enclave's base. ``place`` is where its own file has
+    room for a SIGSTRUCT, if it has.
     """
 
     format: str
@@ -29,6 +30,7 @@ class Enclave:
     sigstruct_file: str = ""
     fields: dict[str, int | str] = field(default_factory=dict)
     image_at: int = 0
+    place: int | None = None
 
     @property
     def expected(self) -> bytes | None:

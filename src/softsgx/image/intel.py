@@ -274,6 +274,7 @@ class _Loader:
                 "xfrm": head.xfrm,
             },
             image_at=shift,
+            place=self._start + Metadata.OFFSETS["enclave_css"],
         )
 
     def _elrange(self) -> tuple[int, int]:

@@ -195,6 +195,7 @@ def read(elf: Elf) -> tuple[Enclave, ...]:
                 for name in part.OFFSETS
             },
             image_at=start,
+            place=sigstruct_at,
         ),
     )
 

@@ -94,6 +94,12 @@ def _unnamed(directory: str) -> int | None:
     return None
 
 
+def require_readable(path: str) -> None:
+    """Refuse what cannot be read back when it is written: SoftsgxError."""
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
+        raise SoftsgxError(f"{path}: not a regular file, and what is written is read back")
+
+
 @contextmanager
 def written(path: str, what: str, like: str | None = None) -> Iterator[IO[bytes]]:
     """Give what is written meanwhile the name `path`; if that fails, nothing is changed. SoftsgxError.
