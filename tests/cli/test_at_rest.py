@@ -185,6 +185,18 @@ def test_convert_writes_what_measures_the_same(
     assert "is the file that is read" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["measure", "inspect", "verify", "diff"])
+def test_a_full_disk_behind_standard_output_is_one_line(enclave: str, verb: str) -> None:
+    files = [enclave, enclave] if verb == "diff" else [enclave]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        command = [sys.executable, "-m", "softsgx", verb, *files]
+        done = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "softsgx: standard output: No space left on device\n",
+    )
+
+
 def test_the_verbs_need_nothing_of_linux(enclave: str) -> None:
     script = (
         "import sys\n"

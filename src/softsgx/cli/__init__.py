@@ -15,6 +15,7 @@ A SoftsgxError is the user's mistake: one line on standard error, exit status 2,
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -42,6 +43,9 @@ VERBS = {
 # The others are for enclaves at rest, and work wherever Python does.
 _LINUX = ("run", "info", "top", "extract")
 
+_RUNS = ("run", "extract")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
 _USAGE = "usage: softsgx VERB [OPTION...]"
 _ABOUT = """\
 The Intel SGX driver and processor in software: for development and tests, never for secrets.
@@ -65,9 +69,21 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output has left (`softsgx info | head`): nothing is left to say, and the
         # interpreter's own flush at exit must not say it either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _silence()
         return 1
+    except OSError as error:
+        # A full disk behind standard output, which has no name; a file that a verb opens has, and a run
+        # has more to write to than that.
+        if error.filename is not None or error.errno not in _FULL or arguments[0] in _RUNS:
+            raise
+        _silence()
+        print(f"softsgx: standard output: {error.strerror}", file=sys.stderr)
+        return 2
     return status
+
+
+def _silence() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from softsgx.errors import SoftsgxError
@@ -112,6 +113,10 @@ def _tell(told: list[dict[str, Any]], args: Namespace, output: IO[str]) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
+        if args.output is not None:
+            # Python 3.13 complains where an object goes that still has something to write.
+            with suppress(OSError):
+                output.close()
         where = f"--output {args.output}" if args.output is not None else "the findings"
         raise SoftsgxError(f"{where}: {error.strerror}") from error
     return 1 if findings else 0
