@@ -206,7 +206,7 @@ def test_a_changed_page_changes_the_measurement(enclave: str, tmp_path: Path) ->
         (["--date", "202611"], "--date 202611: not a date"),
         (["--date", "today"], "--date today: not a date"),
         (["--production", "--attributes", "0x6"], "--production, but --attributes 0x6 has DEBUG"),
-        (["--ssaframesize", "0"], "SSAFRAMESIZE is at least one page, 0 was given"),
+        (["--ssaframesize", "0"], "SSAFRAMESIZE is from 1 to 16777216 pages, 0 was given"),
         (["--out", "/nonexistent/x"], "/nonexistent/x: cannot write the SIGSTRUCT: No such file"),
         (["--key", "/nonexistent/k"], "/nonexistent/k: cannot read the key: No such file"),
         (

@@ -40,6 +40,7 @@ from softsgx.image.enclave import Enclave
 from softsgx.image.file import File
 from softsgx.image.stream import (
     MAXIMUM_SIZE,
+    MAXIMUM_SSAFRAMESIZE,
     Chunks,
     Image,
     PageRun,
@@ -57,7 +58,6 @@ _PERMISSIONS = (
     (elf_tables.PF_W, SECINFO_W),
     (elf_tables.PF_X, SECINFO_X),
 )
-_MOST_SEGMENTS = 0xFFFE  # 0xffff says that the number is elsewhere
 _TYPES = {1: "ET_REL", 3: "ET_DYN", 4: "ET_CORE"}
 
 
@@ -81,8 +81,10 @@ def enclaves(elf: Elf, ssaframesize: int) -> tuple[Enclave, ...]:
 
 def image(elf: Elf, ssaframesize: int) -> Image:
     """Read an enclave's pages."""
-    if not 1 <= ssaframesize <= MAXIMUM_SIZE // PAGE_SIZE:
-        raise SoftsgxError(f"SSAFRAMESIZE is at least one page, {ssaframesize} was given")
+    if not 1 <= ssaframesize <= MAXIMUM_SSAFRAMESIZE:
+        raise SoftsgxError(
+            f"SSAFRAMESIZE is from 1 to {MAXIMUM_SSAFRAMESIZE} pages, {ssaframesize} was given"
+        )
     file = elf.file
     if elf.header.e_type != elf_tables.ET_EXEC:
         file.damaged(
@@ -243,8 +245,9 @@ def _segments(image: Image) -> list[tuple[int, int, int]]:
         raise SoftsgxError(
             f"SIZE is {image.size:#x}, but a loader of ELF files makes it {enclave_size(end):#x}"
         )
-    if len(segments) > _MOST_SEGMENTS:
-        raise SoftsgxError(f"{len(segments)} segments are needed, an ELF file has {_MOST_SEGMENTS}")
+    most = elf_tables.MOST_SEGMENTS
+    if len(segments) > most:
+        raise SoftsgxError(f"{len(segments)} segments are needed, and {most} are what Linux loads")
     return segments
 
 

@@ -31,6 +31,11 @@ PF_X, PF_W, PF_R = 1, 2, 4
 SHT_NOBITS = 8
 SHN_UNDEF = 0
 DT_NULL, DT_NEEDED, DT_RELA, DT_RELASZ, DT_TEXTREL, DT_JMPREL, DT_PLTRELSZ = 0, 1, 7, 8, 22, 23, 2
+# As many program headers as Linux reads; and far more sections than a file has that was linked.
+MOST_SEGMENTS = (64 << 10) // 56
+_MOST_SECTIONS = 1 << 13
+# A linker lets a name be the end of another one; but few are.
+_SHARED_NAMES = 4
 R_X86_64_NONE, R_X86_64_TPOFF64 = 0, 18
 
 
@@ -150,6 +155,8 @@ class Elf:
             file.damaged(0x36, f"program headers of {each} bytes, not {Phdr.SIZE}")
         if count == 0:
             file.damaged(0x38, "no program headers: link it with the linker, not with -r")
+        if count > MOST_SEGMENTS:
+            file.damaged(0x38, f"{count} program headers, more than {MOST_SEGMENTS}")
         if first + each * count > file.size:
             file.damaged(
                 first, f"{count} program headers do not fit a file of {file.size:#x} bytes"
@@ -168,16 +175,15 @@ class Elf:
             return []
         if each < Shdr.SIZE:
             file.damaged(0x3A, f"section headers of {each} bytes, not {Shdr.SIZE}")
+        if count > _MOST_SECTIONS:
+            file.damaged(0x3C, f"{count} section headers, more than {_MOST_SECTIONS}")
         table = file.read(first, each * count, f"the table of {count} section headers")
         headers = [Shdr.decode(table, number * each) for number in range(count)]
         if header.e_shstrndx >= count:
             file.damaged(0x3E, f"the names of sections are in section {header.e_shstrndx}")
-        strings_header = headers[header.e_shstrndx]
-        strings = self._content(
-            Section(first + header.e_shstrndx * each, b"", strings_header), "section names"
-        )
+        strings = self._strings(headers[header.e_shstrndx], "section names")
         return [
-            Section(first + number * each, _string(strings, section.sh_name), section)
+            Section(first + number * each, strings.name(section.sh_name), section)
             for number, section in enumerate(headers)
         ]
 
@@ -193,6 +199,9 @@ class Elf:
         if section.header.sh_type == SHT_NOBITS:
             return b""
         return self.file.read(section.header.sh_offset, section.header.sh_size, what)
+
+    def _strings(self, header: Shdr, what: str) -> Strings:
+        return Strings(self.file, header.sh_offset, self._content(Section(0, b"", header), what))
 
     def dynamic(self) -> dict[int, int]:
         """Return the dynamic segment's entries, of each tag the last; {} without one."""
@@ -219,9 +228,9 @@ class Elf:
             self.file.damaged(
                 table.header_at, f"its symbols have their names in section {table.header.sh_link}"
             )
-        strings = self._content(sections[table.header.sh_link], "names of symbols")
+        strings = self._strings(sections[table.header.sh_link].header, "names of symbols")
         for symbol in records(Sym, self.content(table)):
-            yield _string(strings, symbol.st_name), symbol
+            yield strings.name(symbol.st_name), symbol
 
     def load_segments(self) -> list[Segment]:
         """Return the PT_LOAD segments in the file's order, each with its content inside the file."""
@@ -250,6 +259,28 @@ def records(kind: type[R], content: bytes) -> Iterator[R]:
         yield kind.decode(content, offset)
 
 
-def _string(strings: bytes, offset: int) -> bytes:
-    end = strings.find(b"\0", offset)
-    return strings[offset:end] if 0 <= offset < len(strings) and end >= 0 else b""
+class Strings:
+    """A table of names; together they may not be longer than a few tables, or a small file would fill the memory."""
+
+    __slots__ = ("_at", "_content", "_file", "_left")
+
+    def __init__(self, file: File, at: int, content: bytes) -> None:
+        self._file = file
+        self._at = at
+        self._content = content
+        self._left = _SHARED_NAMES * len(content)
+
+    def name(self, offset: int) -> bytes:
+        """Return the name at an offset; one that is not there is empty."""
+        content = self._content
+        if not 0 <= offset < len(content):
+            return b""
+        end = content.find(b"\0", offset)
+        if end < 0:
+            return b""
+        self._left -= end - offset
+        if self._left < 0:
+            self._file.damaged(
+                self._at + offset, "names that are parts of each other, and too many"
+            )
+        return content[offset:end]

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from io import BytesIO
 
 
+_BLOCK = 4096
+
+
 # Open as long as a part of the file may be wanted, so nobody else knows when to close it.
 class _Opened(FileIO):
     def __del__(self) -> None:
@@ -41,7 +44,13 @@ class File:
         self.name = name
         self.size = size
         self._opened = opened
-        self._patches = tuple(patches)
+        # By the blocks of the file in which they are, so that a part is not held against all of them.
+        self._patches: dict[int, list[tuple[int, bytes]]] = {}
+        for at, content in patches:
+            for block in range(at // _BLOCK, (at + len(content) - 1) // _BLOCK + 1):
+                start = max(0, block * _BLOCK - at)
+                part = content[start : (block + 1) * _BLOCK - at]
+                self._patches.setdefault(block, []).append((at + start, part))
 
     @classmethod
     def open(cls, path: str) -> File:
@@ -73,7 +82,8 @@ class File:
 
     def patched(self, patches: Iterable[tuple[int, bytes]]) -> File:
         """Return the file as it is once these bytes are written over it."""
-        return File(self.name, self._opened, self.size, (*self._patches, *patches))
+        before = (patch for parts in self._patches.values() for patch in parts)
+        return File(self.name, self._opened, self.size, (*before, *patches))
 
     def damaged(self, offset: int, reason: str) -> NoReturn:
         """Refuse the file: raise a SoftsgxError that names it and where in it."""
@@ -99,11 +109,14 @@ class File:
             if not count:
                 self.damaged(offset + done, "the file became shorter while it was read")
             done += count
+        if not self._patches:
+            return
         end = offset + len(buffer)
-        for at, content in self._patches:
-            start, stop = max(at, offset), min(at + len(content), end)
-            if start < stop:
-                buffer[start - offset : stop - offset] = content[start - at : stop - at]
+        for block in range(offset // _BLOCK, -(-end // _BLOCK)):
+            for at, content in self._patches.get(block, ()):
+                start, stop = max(at, offset), min(at + len(content), end)
+                if start < stop:
+                    buffer[start - offset : stop - offset] = content[start - at : stop - at]
 
     def part(self, offset: int, length: int) -> Part:
         """Return a part of the file, which the caller knows to be inside it, to be read later."""

@@ -12,7 +12,7 @@ from softsgx.arch.structures import SIGSTRUCT_HEADER, Sigstruct
 from softsgx.errors import SoftsgxError
 from softsgx.image.elf_tables import ET_EXEC, MAGIC, Elf
 from softsgx.image.file import File
-from softsgx.image.stream import Fill, PageRun
+from softsgx.image.stream import Computed, Fill, PageRun
 
 if TYPE_CHECKING:
     from softsgx.image.enclave import Enclave
@@ -69,7 +69,7 @@ def read(
 def _hashed(run: PageRun) -> int:
     if not run.measured:
         return run.length // PAGE_SIZE * _EADD
-    absent = run.data is None or isinstance(run.data, Fill)
+    absent = run.data is None or isinstance(run.data, (Fill, Computed))
     return run.length // PAGE_SIZE * _MEASURED_PAGE if absent else 0
 
 

@@ -35,7 +35,15 @@ from softsgx.image import elf_tables
 from softsgx.image.elf_tables import Elf
 from softsgx.image.enclave import Enclave
 from softsgx.image.file import File
-from softsgx.image.stream import MAXIMUM_SIZE, Content, Image, PageRun, page_up, segment_runs
+from softsgx.image.stream import (
+    MAXIMUM_SIZE,
+    Computed,
+    Content,
+    Image,
+    PageRun,
+    page_up,
+    segment_runs,
+)
 
 FORMAT = "gramine"
 
@@ -44,7 +52,7 @@ _STACK, _SIGNAL_STACK = 0x4_0000, 0x1_0000
 _HEAP_MIN = 0x1_0000
 _CANARY = 0xBADBADBADBAD
 _UNITS = {"K": 10, "M": 20, "G": 30}
-_MOST_THREADS = 1 << 16
+_MOST_THREADS = 1 << 14
 _RW = SECINFO_REG | SECINFO_R | SECINFO_W
 
 
@@ -111,8 +119,8 @@ def read(file: File, libpal: str | None) -> tuple[Enclave, ...]:
             memoryview(manifest.ljust(lengths["manifest"], b"\0")),
         ),
         run("SSA", _RW),
-        run("TCS", SECINFO_TCS, memoryview(tcs)),
-        run("thread data", _RW, memoryview(tcbs)),
+        run("TCS", SECINFO_TCS, tcs),
+        run("thread data", _RW, tcbs),
         # Each is an area of its own, and the first thread has the highest.
         *_areas("stack", places["stacks"], _STACK, threads),
         *_areas("signal stack", places["signal stacks"], _SIGNAL_STACK, threads),
@@ -164,7 +172,7 @@ def _size(file: File, sgx: dict[str, Any]) -> int:
         size = int(text[:-1] if unit else text, 0) << unit
     except ValueError:
         file.damaged(0, f"sgx.enclave_size is {text!r:.40}")
-    if size.bit_count() != 1 or not 2 * PAGE_SIZE <= size <= MAXIMUM_SIZE << 11:
+    if size.bit_count() != 1 or not 2 * PAGE_SIZE <= size <= MAXIMUM_SIZE:
         file.damaged(
             0, f"sgx.enclave_size is {text:.40}, not a power of two that a processor takes"
         )
@@ -187,39 +195,46 @@ def _areas(name: str, lowest: int, length: int, threads: int) -> list[PageRun]:
 
 def _threads(
     places: dict[str, int], threads: int, size: int, manifest: int, entry: int
-) -> tuple[bytes, bytes]:
+) -> tuple[Computed, Computed]:
     """Return the TCS pages and the thread data."""
-    tcs, tcbs = bytearray(), bytearray()
     frame = _SSA_FRAME_PAGES * PAGE_SIZE
-    for number in range(threads):
-        ssa = places["SSA"] + number * _SSA_FRAMES * frame
-        tcb = places["thread data"] + number * PAGE_SIZE
-        stack = places["stacks"] + (threads - 1 - number) * _STACK
-        signal_stack = places["signal stacks"] + (threads - 1 - number) * _SIGNAL_STACK
-        tcs += (
+
+    def ssa(number: int) -> int:
+        return places["SSA"] + number * _SSA_FRAMES * frame
+
+    def tcb_at(number: int) -> int:
+        return places["thread data"] + number * PAGE_SIZE
+
+    def tcs(number: int) -> bytes:
+        return (
             Tcs.blank()
             .replace(
-                ossa=ssa,
+                ossa=ssa(number),
                 nssa=_SSA_FRAMES,
                 oentry=places["libpal"] + entry,
-                ogsbasgx=tcb,
+                ogsbasgx=tcb_at(number),
                 fslimit=0xFFF,
                 gslimit=0xFFF,
             )
             .encode()
         )
-        tcbs += EnclaveTcb(
-            self_address=tcb,
+
+    def tcb(number: int) -> bytes:
+        stack = places["stacks"] + (threads - 1 - number) * _STACK
+        signal_stack = places["signal stacks"] + (threads - 1 - number) * _SIGNAL_STACK
+        return EnclaveTcb(
+            self_address=tcb_at(number),
             stack_protector_canary=_CANARY,
             enclave_size=size,
             tcs_offset=places["TCS"] + number * PAGE_SIZE,
             initial_stack_addr=stack + _STACK,
             sig_stack_low=signal_stack,
             sig_stack_high=signal_stack + _SIGNAL_STACK,
-            ssa=ssa,
-            gpr=ssa + frame - Gprsgx.SIZE,
+            ssa=ssa(number),
+            gpr=ssa(number) + frame - Gprsgx.SIZE,
             manifest_size=manifest,
             heap_min=_HEAP_MIN,
             heap_max=places["libpal"],
         ).encode()
-    return bytes(tcs), bytes(tcbs)
+
+    return Computed(threads, tcs), Computed(threads, tcb)

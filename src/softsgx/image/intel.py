@@ -19,6 +19,7 @@ Sources: intel/linux-sgx, common/inc/internal/metadata.h and psw/urts/loader.cpp
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
@@ -35,7 +36,8 @@ from softsgx.image.elf_tables import Elf, Phdr, Rela, Segment
 from softsgx.image.enclave import Enclave, signed_or_none
 from softsgx.image.stream import (
     MAXIMUM_SIZE,
-    Content,
+    MAXIMUM_SSAFRAMESIZE,
+    Computed,
     Fill,
     Image,
     PageRun,
@@ -60,8 +62,9 @@ _ELRANGE_GAP = 10
 _EXTEND_SHARED_OBJECT = 0x1002
 _GROUP = 1 << 12
 _EADD, _EEXTEND, _POST_ADD = 1, 2, 8
-# No enclave has so many pieces; it bounds what a damaged layout can ask for.
-_MOST_RUNS = 1 << 18
+# No enclave has so many pieces, and no file so many metadata; it bounds what a damaged one can ask for.
+_MOST_RUNS = 1 << 16
+_MOST_METADATA = 16
 _LAYOUT_NAMES = {
     1: "heap",
     2: "heap, initial",
@@ -194,12 +197,14 @@ def read(elf: Elf) -> tuple[Enclave, ...]:
     # The SDK does not align what follows the name.
     first = at + Nhdr.SIZE + len(_NOTE_NAME)
     end = min(at + size, first + note.n_descsz, file.size)
-    enclaves = []
+    enclaves: list[tuple[tuple[int, int], Enclave]] = []
     at = first
     while at + Metadata.SIZE <= end:
         head = Metadata.decode(file.read(at, Metadata.SIZE, "metadata"))
         if head.magic_num != _MAGIC:
             break
+        if len(enclaves) == _MOST_METADATA:
+            file.damaged(at, f"more than {_MOST_METADATA} metadata")
         if head.size < Metadata.SIZE:
             file.damaged(at + 16, f"metadata of {head.size:#x} bytes, less than its head")
         # What is newer within a generation, an ELRANGE of its own or not, is what a loader prefers.
@@ -228,11 +233,11 @@ class _Loader:
         head = self._head
         if self._major % _ELRANGE_GAP not in (1, 2, 3):
             self._damaged(8, "of a version that is not known here: 1 to 3, and 11 to 13, are")
-        if not 1 <= head.ssa_frame_size <= MAXIMUM_SIZE // PAGE_SIZE:
+        if not 1 <= head.ssa_frame_size <= MAXIMUM_SSAFRAMESIZE:
             self._damaged(24, f"SSAFRAMESIZE is {head.ssa_frame_size}")
         size = head.enclave_size
         if size.bit_count() != 1 or not 2 * PAGE_SIZE <= size <= MAXIMUM_SIZE:
-            self._damaged(40, f"SIZE is {size:#x}, not a power of two from 8 KiB to 64 GiB")
+            self._damaged(40, f"SIZE is {size:#x}, not a power of two from 8 KiB on")
 
     def _table(self, kind: type[Record], offset: int, size: int, what: str) -> Iterator[int]:
         if offset + size > len(self._content):
@@ -290,7 +295,7 @@ class _Loader:
         shift = elrange.enclave_image_address - start
         if (
             size.bit_count() != 1
-            or not 2 * PAGE_SIZE <= size <= MAXIMUM_SIZE << 11
+            or not 2 * PAGE_SIZE <= size <= MAXIMUM_SIZE
             or start % size
             or shift % PAGE_SIZE
             or not 0 <= shift <= size - head.enclave_size
@@ -303,7 +308,7 @@ class _Loader:
         return size, shift
 
     def _patches(self) -> list[tuple[int, bytes]]:
-        head = self._head
+        head, patched = self._head, 0
         patches = []
         for offset in self._table(PatchEntry, head.patch_offset, head.patch_size, "patches"):
             patch = PatchEntry.decode(self._content, offset)
@@ -311,6 +316,9 @@ class _Loader:
                 self._damaged(offset, f"a patch of {patch.size:#x} bytes is cut off")
             if patch.dst + patch.size > self._file.size:
                 self._damaged(offset, f"a patch at {patch.dst:#x} of the file is beyond its end")
+            patched += patch.size
+            if patched > head.size:
+                self._damaged(offset, "the patches have more bytes than the metadata")
             patches.append((patch.dst, self._content[patch.src : patch.src + patch.size]))
         return patches
 
@@ -339,10 +347,10 @@ class _Loader:
         flags = _permissions(last.p_flags)
         return [PageRun(end, PAGE_SIZE, flags, None, measured=True, name="page of metadata 1.3")]
 
-    def _relocated_pages(self) -> set[int]:
+    def _relocated_pages(self) -> list[int]:
         dynamic = self._elf.dynamic()
         if elf_tables.DT_TEXTREL not in dynamic:
-            return set()
+            return []
         by_address = {section.header.sh_addr: section for section in self._elf.sections()}
         pages = set()
         for table, size in (
@@ -357,7 +365,7 @@ class _Loader:
                 if entry.r_info & 0xFFFF_FFFF != elf_tables.R_X86_64_NONE:
                     pages.add(entry.r_offset & -PAGE_SIZE)
                     pages.add((entry.r_offset + 7) & -PAGE_SIZE)
-        return pages
+        return sorted(pages)
 
     def _shared_object(self, file: File) -> list[PageRun]:
         head = self._head
@@ -371,6 +379,8 @@ class _Loader:
             entry = ExtendEntry.decode(self._content, offset)
             if entry.entry_id != _EXTEND_SHARED_OBJECT:
                 continue
+            if runs:
+                self._damaged(offset, "a second shared object inside")
             if entry.offset + SharedObject.SIZE > len(self._content):
                 self._damaged(offset, "an extension is cut off")
             shared = SharedObject.decode(self._content, entry.offset)
@@ -384,7 +394,7 @@ class _Loader:
         return runs
 
     def _layout(self) -> list[PageRun]:
-        head = self._head
+        head, again = self._head, 0
         runs: list[PageRun] = []
         entries: list[LayoutEntry | None] = []
         for offset in self._table(LayoutEntry, head.layout_offset, head.layout_size, "the layout"):
@@ -398,17 +408,16 @@ class _Loader:
             repeated = entries[-1 - group.entry_count : -1]
             if len(repeated) != group.entry_count or None in repeated:
                 self._damaged(offset, f"a group of {group.entry_count} entries that are not there")
-            if group.load_times * max(1, len(repeated)) > _MOST_RUNS or (
-                group.load_times * group.load_step > head.enclave_size
-            ):
+            again += group.load_times * max(1, len(repeated))
+            if again > _MOST_RUNS or (group.load_times * group.load_step > head.enclave_size):
                 self._damaged(
                     offset, f"a group {group.load_times} times, each {group.load_step:#x} further"
                 )
             for time in range(1, group.load_times + 1):
-                for again in repeated:
-                    if again is not None:
+                for repeat in repeated:
+                    if repeat is not None:
                         delta = time * group.load_step
-                        runs += self._entry(offset, again, delta, f", thread {time + 1}")
+                        runs += self._entry(offset, repeat, delta, f", thread {time + 1}")
         return runs
 
     def _entry(self, offset: int, entry: LayoutEntry, delta: int, suffix: str) -> list[PageRun]:
@@ -434,11 +443,8 @@ class _Loader:
             self._damaged(offset + 16, f"the content of {name} is cut off")
         content = self._content[entry.content_offset : end]
         if entry.si_flags == SECINFO_TCS:
-            page: Content = memoryview(_tcs(content, rva))
-            return [
-                PageRun(rva + at, PAGE_SIZE, SECINFO_TCS, page, measured, name)
-                for at in range(0, length, PAGE_SIZE)
-            ]
+            threads = Computed(entry.page_count, lambda _: _tcs(content, rva))
+            return [PageRun(rva, length, SECINFO_TCS, threads, measured, name)]
         if len(content) > length:
             self._damaged(offset + 16, f"the content of {name} is larger than its pages")
         part = type(self._file).of(content, self._file.name).part(0, len(content))
@@ -475,13 +481,11 @@ def _segment(named: File, file: File, segment: Segment) -> list[PageRun]:
     return segment_runs(part, header.p_vaddr, header.p_memsz, _permissions(header.p_flags))
 
 
-def _writable(runs: list[PageRun], relocated: set[int]) -> list[PageRun]:
+def _writable(runs: list[PageRun], relocated: list[int]) -> list[PageRun]:
     result = []
     for run in runs:
-        at = run.offset
-        for page in sorted(relocated):
-            if run.data is None or not run.offset <= page < run.offset + run.length:
-                continue
+        at, end = run.offset, run.offset + run.length if run.data is not None else 0
+        for page in relocated[bisect_left(relocated, at) : bisect_left(relocated, end)]:
             result += part_of(run, at, page)
             result += [
                 replace(changed, secinfo_flags=run.secinfo_flags | SECINFO_W)

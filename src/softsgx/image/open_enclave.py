@@ -129,9 +129,13 @@ class _Module:
     sections: dict[bytes, Section]
     symbols: list[tuple[bytes, Sym]]
     relocations: list[Rela] = field(default_factory=list)
+    _by_name: dict[bytes, Sym] = field(default_factory=dict)
 
     def symbol(self, name: bytes) -> Sym | None:
-        return next((symbol for found, symbol in self.symbols if found == name), None)
+        if not self._by_name:
+            # Of a name the first.
+            self._by_name.update(reversed(self.symbols))
+        return self._by_name.get(name)
 
 
 def read(elf: Elf) -> tuple[Enclave, ...]:
@@ -153,7 +157,7 @@ def read(elf: Elf) -> tuple[Enclave, ...]:
     thread = 2 + header.num_stack_pages + tls_pages + _CONTROL_PAGES + _THREAD_DATA_PAGES
     end = heap_rva + (header.num_heap_pages + header.num_tcs * thread) * PAGE_SIZE
     start = config.start_address if config.flags & _ZERO_BASE else 0
-    if end + start > MAXIMUM_SIZE << 11:
+    if end + start > MAXIMUM_SIZE:
         elf.file.damaged(at + 8, f"an enclave of {end:#x} bytes at {start:#x}")
 
     info_at = header.size - _BEHIND

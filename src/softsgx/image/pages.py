@@ -65,7 +65,7 @@ def read(file: File, memory: File | None = None) -> tuple[Enclave, ...]:
     if head["version"] != _VERSION:
         file.damaged(0, f"a ledger of version {head['version']}, not {_VERSION}")
     size = head["size"]
-    if size.bit_count() != 1 or not MINIMUM_SIZE <= size <= MAXIMUM_SIZE << 11:
+    if size.bit_count() != 1 or not MINIMUM_SIZE <= size <= MAXIMUM_SIZE:
         file.damaged(0, f"SIZE is {size:#x}, not a power of two from 8 KiB on")
     if not 1 <= head["ssaframesize"] < 1 << 32:
         file.damaged(0, f"SSAFRAMESIZE is {head['ssaframesize']}")

@@ -26,12 +26,14 @@ from softsgx.image.file import Part
 from softsgx.image.measurement import Measurement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 # ECREATE refuses an enclave that is smaller.
 MINIMUM_SIZE = 2 * PAGE_SIZE
-# No processor has reported a larger CPUID.12H:EDX; it also bounds what a damaged file can ask for.
-MAXIMUM_SIZE = 1 << 36
+# Servers report 2**56 in CPUID.12H:EDX; a process has so much that is its own.
+MAXIMUM_SIZE = 1 << 47
+# No file asks for a hundredth of it.
+MAXIMUM_SSAFRAMESIZE = 1 << 24
 
 _PIECE = 256 * PAGE_SIZE
 # From here on a second thread pays, and what it takes to load numpy.
@@ -67,6 +69,25 @@ class Fill:
         start, stop, _ = index.indices(self._length)
         words = self._word * ((stop - (start & -4) + 3) // 4)
         return memoryview(words)[start % 4 : start % 4 + stop - start]
+
+
+class Computed:
+    """Content of pages that are made when they are wanted: of thousands of threads, not all are in memory."""
+
+    __slots__ = ("_length", "_page")
+
+    def __init__(self, pages: int, page: Callable[[int], bytes]) -> None:
+        self._length = pages * PAGE_SIZE
+        self._page = page
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: slice) -> memoryview:
+        start, stop, _ = index.indices(self._length)
+        first, last = start // PAGE_SIZE, -(-stop // PAGE_SIZE)
+        content = b"".join(self._page(number) for number in range(first, last))
+        return memoryview(content)[start - first * PAGE_SIZE :][: max(0, stop - start)]
 
 
 @dataclass(frozen=True, slots=True)
