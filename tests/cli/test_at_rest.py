@@ -170,6 +170,35 @@ def test_inspect_shows_a_quote_and_names_what_is_cut_off(
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [(1, b""), (2, b""), (3, b"s" * 16 + b"t" * 48)],
+    ids=["enclave", "TD", "TD 1.5"],
+)
+def test_inspect_shows_a_quote_of_version_5(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: int, more: bytes
+) -> None:
+    enclave = bytes(64) + b"m" * 32 + bytes(288)
+    body = enclave if kind == 1 else bytes(136) + b"d" * 48 + bytes(400) + more
+    inner = enclave + b"q" * 64 + (2).to_bytes(2, "little") + b"ad" + b"\5\0" + bytes(4)
+    signature = b"s" * 64 + b"k" * 64 + b"\6\0" + len(inner).to_bytes(4, "little") + inner
+    head = b"\5\0\2\0" + (0 if kind == 1 else 0x81).to_bytes(4, "little") + bytes(40)
+    head += kind.to_bytes(2, "little") + len(body).to_bytes(4, "little")
+    quote = tmp_path / "quote.bin"
+    quote.write_bytes(head + body + len(signature).to_bytes(4, "little") + signature)
+    found = json.loads(said(capsys, 0, "inspect", str(quote), "--json"))["quote"]
+    assert found["header"]["version"] == 5
+    assert found["attestation_key"] == b"k".hex() * 64
+    assert found["qe_report"]["mrenclave"] == "6d" * 32
+    if kind == 1:
+        assert found["report"]["mrenclave"] == "6d" * 32
+    else:
+        assert found["td"]["mrtd"] == "64" * 48
+        assert found["td"].get("mrservicetd") == ("74" * 48 if kind == 3 else None)
+    quote.write_bytes(head[:-4] + b"\1\0\0\0" + body + bytes(400))
+    assert main(["inspect", str(quote)]) == 2
+
+
 def test_convert_writes_what_measures_the_same(
     enclave: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

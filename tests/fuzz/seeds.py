@@ -140,6 +140,8 @@ def _quotes() -> dict[str, bytes]:
         "3": quote(3, 0, body, keys + behind),
         "4": quote(4, 0, body, wrapped),
         "4-td": quote(4, 0x81, bytes(584), wrapped),
+        "5": quote(5, 0, struct.pack("<HI", 1, 384) + body, wrapped),
+        "5-td": quote(5, 0x81, struct.pack("<HI", 3, 648) + bytes(648), wrapped),
     }
 
 

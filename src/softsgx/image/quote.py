@@ -4,8 +4,9 @@
     version 1, 2   EPID: header, report body, an encrypted signature
     version 3      ECDSA: header, report body, then signature, key, the quoting enclave's report and certificates
     version 4      the same, or with the body of a TD; what follows the key is one more certification datum
+    version 5      likewise, and before the body its type and length
 
-Source: intel/SGXDataCenterAttestationPrimitives, QuoteGeneration/quote_wrapper/common/inc/sgx_quote_3.h, _4.h.
+Source: intel/SGXDataCenterAttestationPrimitives, QuoteGeneration/quote_wrapper/common/inc/sgx_quote_3.h, _4.h, _5.h.
 """
 
 from __future__ import annotations
@@ -69,35 +70,74 @@ class TdBody(Record):
     reportdata: bytes = at(520, raw(64))
 
 
+@layout(size=6)
+class BodyHead(Record):
+    """What precedes the body in version 5."""
+
+    body_type: int = at(0, U16)
+    size: int = at(2, U32)
+
+
+@layout(size=64)
+class TdBodyMore(Record):
+    """What follows the body of a TD of version 1.5."""
+
+    tee_tcb_svn2: bytes = at(0, raw(16))
+    mrservicetd: bytes = at(16, raw(48))
+
+
+_BODIES = {1: REPORT_MACED, 2: TdBody.SIZE, 3: TdBody.SIZE + TdBodyMore.SIZE}
+
+
+def _body(begin: bytes) -> tuple[int, int, int] | None:
+    """Return the body's type, where it begins and its length, by a quote's first bytes; None if they are of none."""
+    version = begin[0] | begin[1] << 8
+    if version in (1, 2, 3, 4):
+        kind = 2 if version == 4 and EcdsaHeader.decode(begin).tee_type == _TEE_TDX else 1
+        return kind, EcdsaHeader.SIZE, _BODIES[kind]
+    if version == 5:
+        head = BodyHead.decode(begin, EcdsaHeader.SIZE)
+        if _BODIES.get(head.body_type) == head.size:
+            return head.body_type, EcdsaHeader.SIZE + BodyHead.SIZE, head.size
+    return None
+
+
 def is_quote(file: File) -> bool:
     """Tell whether a file may be a quote: by its version, and the lengths that it has inside."""
     if file.size < EcdsaHeader.SIZE + REPORT_MACED + 4:
         return False
-    begin = file.read(0, EcdsaHeader.SIZE, "quote")
-    version = begin[0] | begin[1] << 8
-    body = TdBody.SIZE if _is_td(begin) else REPORT_MACED
-    if version not in (1, 2, 3, 4) or file.size < EcdsaHeader.SIZE + body + 4:
+    body = _body(file.read(0, EcdsaHeader.SIZE + BodyHead.SIZE, "quote"))
+    if body is None:
         return False
-    length = file.read(EcdsaHeader.SIZE + body, 4, "length of the signature")
-    return EcdsaHeader.SIZE + body + 4 + int.from_bytes(length, "little") <= file.size
+    end = body[1] + body[2] + 4
+    if file.size < end:
+        return False
+    return (
+        end + int.from_bytes(file.read(end - 4, 4, "length of the signature"), "little")
+        <= file.size
+    )
 
 
 def fields(file: File) -> dict[str, Any]:
     """Return a quote's fields; SoftsgxError says which is cut off."""
-    begin = file.read(0, EcdsaHeader.SIZE, "head of the quote")
-    version = begin[0] | begin[1] << 8
-    at_body = EcdsaHeader.SIZE
+    begin = file.read(0, EcdsaHeader.SIZE + BodyHead.SIZE, "head of the quote")
+    version, body = begin[0] | begin[1] << 8, _body(begin)
+    if body is None:
+        file.damaged(0, f"a quote of version {version} or with a body that is not known here")
     if version <= 2:
         header: Record = EpidHeader.decode(begin)
     else:
         header = EcdsaHeader.decode(begin)
     found: dict[str, Any] = {"header": as_fields(header)}
-    if _is_td(begin):
-        found["td"] = as_fields(TdBody.decode(file.read(at_body, TdBody.SIZE, "body of the TD")))
-        at_signature = at_body + TdBody.SIZE
+    kind, at_body, length = body
+    at_signature = at_body + length
+    content = file.read(at_body, length, "body of the quote")
+    if kind == 1:
+        found["report"] = report(content)
     else:
-        found["report"] = report(file.read(at_body, REPORT_MACED, "report body"))
-        at_signature = at_body + REPORT_MACED
+        found["td"] = as_fields(TdBody.decode(content))
+        if kind == 3:
+            found["td"].update(as_fields(TdBodyMore.decode(content, TdBody.SIZE)))
     length = int.from_bytes(file.read(at_signature, 4, "length of the signature"), "little")
     reader = _Reader(file, at_signature + 4, length)
     if version <= 2:
@@ -105,7 +145,7 @@ def fields(file: File) -> dict[str, Any]:
         return found
     found["signature"] = reader.take(64, "ECDSA signature").hex()
     found["attestation_key"] = reader.take(64, "attestation key").hex()
-    if version == 4:
+    if version >= 4:
         kind, size = reader.number(2), reader.number(4)
         if kind != _CERTIFICATION_OF_QE_REPORT:
             found["certification_data"] = {
@@ -138,11 +178,6 @@ def as_fields(record: Record) -> dict[str, Any]:
         name: value.hex() if isinstance(value := getattr(record, name), bytes) else value
         for name in record.OFFSETS
     }
-
-
-def _is_td(begin: bytes) -> bool:
-    header = EcdsaHeader.decode(begin)
-    return header.version == 4 and header.tee_type == _TEE_TDX
 
 
 def _text(data: bytes) -> str:
