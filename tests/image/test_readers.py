@@ -127,6 +127,16 @@ def test_permissions_of_a_tcs_are_none_to_eadd(make: dict[str, Any], tmp_path: P
             formats.read(str(path))
 
 
+def test_a_file_that_lacks_what_the_loader_writes_is_refused(
+    make: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "payload"
+    for name in (b"_enclave_rva", b"_reloc_rva", b"_reloc_size"):
+        path.write_bytes(make["open-enclave"]().content.replace(name, b"x" * len(name)))
+        with pytest.raises(SoftsgxError, match=f"no dynamic symbol {name.decode()}, which the lo"):
+            formats.read(str(path))
+
+
 def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path):

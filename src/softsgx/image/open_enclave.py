@@ -63,6 +63,7 @@ _RELOCATED_TAGS = (
     0x6FFF_FEF5,
     0x6FFF_FFF0,
 )  # PLTGOT, STRTAB, SYMTAB, RELA, GNU_HASH, VERSYM
+_WRITTEN_ALWAYS = (b"_enclave_rva", b"_reloc_rva", b"_reloc_size")
 _ZERO_BASE = 1 << 1
 _WEAK = 2
 _RW = SECINFO_REG | SECINFO_R | SECINFO_W
@@ -149,6 +150,13 @@ def read(elf: Elf) -> tuple[Enclave, ...]:
     config = _config(elf.file, at, header)
     main = _module(elf, 0)
     modules = [main, *_needed(elf, main.size)]
+    for name in _WRITTEN_ALWAYS:
+        if main.symbol(name) is None:
+            elf.file.damaged(
+                at,
+                f"no dynamic symbol {name.decode()}, which the loader writes: of an Open Enclave SDK before 0.12, "
+                "or a payload of EGo, which is measured together with EGo's own enclave",
+            )
     table = _relocations(modules)
     tls_pages = _tls_pages(main)
 
