@@ -229,6 +229,36 @@ def test_a_stream_is_read_as_a_processor_would(made: list[bytes]) -> None:
     assert enclave.fields["canonical"] == ("yes" if pages == sorted(pages) else "no")
 
 
+def test_a_long_run_of_pages_without_contents_is_read_as_its_pages(tmp_path: Path) -> None:
+    head = struct.pack("<8sIQ44x", b"ECREATE", 1, 1 << 30)
+
+    def bare(first: int, count: int, flags: int = 0x203) -> bytes:
+        return b"".join(
+            struct.pack("<8sQQ40x", b"EADD", page * PAGE, flags)
+            for page in range(first, first + count)
+        )
+
+    chunk = struct.pack("<8sQ48x", b"EEXTEND", 1023 * PAGE) + b"c" * 256
+    path = tmp_path / "bare.sgxs"
+    for between, runs in (
+        (b"", [(0, 1024), (1024, 700)]),
+        (chunk, [(0, 1023), (1023, 1), (1024, 700)]),
+        (bare(2000, 1), [(0, 1024), (2000, 1), (1024, 700)]),
+        (bare(1024, 1, 0x201), [(0, 1024), (1024, 1), (1025, 699)]),
+    ):
+        first = 1025 if runs[-1][0] == 1025 else 1024
+        content = head + bare(0, 1024) + between + bare(first, runs[-1][1])
+        path.write_bytes(content)
+        (enclave,) = formats.read(str(path))
+        found = [(run.offset // PAGE, run.length // PAGE) for run in enclave.image.runs]
+        assert found == ([(0, 1724)] if not between else runs)
+        assert stream.measure(enclave.image) == sha256(content).digest()
+        assert enclave.fields["canonical"] == ("no" if runs[1][0] == 2000 else "yes")
+    path.write_bytes(head + bare(0, 1024) + bare(512, 1))
+    with pytest.raises(SoftsgxError, match="the page at 0x200000 is added twice"):
+        formats.read(str(path))
+
+
 def test_many_pages_that_are_measured_in_part_are_not_in_memory(tmp_path: Path) -> None:
     count = 20000
     path = tmp_path / "partly.sgxs"

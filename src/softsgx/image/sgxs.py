@@ -41,6 +41,7 @@ _CHUNKS_OF_PAGE = PAGE_SIZE // EEXTEND_SIZE
 _PAGE = _BLOCK + _CHUNKS_OF_PAGE * _CHUNK
 _ALL_CHUNKS = (1 << _CHUNKS_OF_PAGE) - 1
 _PAGE_BLOCKS = Struct("<8sQQ40x" + _CHUNKS_OF_PAGE * f"8sQ48x{EEXTEND_SIZE}s")
+_BARE_PAGE = Struct("<8sQQ40x")
 _PAGE_CHUNKS = Struct(_CHUNKS_OF_PAGE * f"{EEXTEND_SIZE}s")
 _AT_ONCE = 256
 
@@ -195,6 +196,8 @@ class _Reader:
             tag = block[:8]
             if tag == EADD:
                 at += self._page(at, block, window[within : within + _PAGE])
+                if self._kinds[-1] == _BARE and not self._counts[-1] % _AT_ONCE:
+                    at += self._bare_pages(memoryview(window)[at - window_at :])
             elif tag in (EEXTEND, UNMEASURED):
                 self._chunk(at, block, min(_CHUNK, len(window) - within) - _BLOCK)
                 at += _CHUNK
@@ -221,6 +224,24 @@ class _Reader:
             return _PAGE
         self._row(_BARE, at, offset, flags)
         return _BLOCK
+
+    def _bare_pages(self, stream: memoryview) -> int:
+        """Go on with a long run of pages without contents, as a heap of gigabytes is; returns its length in the stream."""
+        count, flags = self._counts[-1], self._flags[-1]
+        offset = self._offsets[-1] + count * PAGE_SIZE
+        pages = (
+            min(len(stream) // _BLOCK, (self._size - offset) // PAGE_SIZE) // _AT_ONCE * _AT_ONCE
+        )
+        length = 0
+        for first in range(offset, offset + pages * PAGE_SIZE, _AT_ONCE * PAGE_SIZE):
+            expected = _bare_blocks(first, _AT_ONCE, flags)
+            if stream[length : length + len(expected)] != expected:
+                break
+            length += len(expected)
+        if length:
+            self._counts[-1] += length // _BLOCK
+            self._last_page = offset + length // _BLOCK * PAGE_SIZE - PAGE_SIZE
+        return length
 
     def _chunk(self, at: int, block: bytes, length: int) -> None:
         offset = Eextend.decode(block).offset
@@ -396,18 +417,23 @@ def page_blocks(offset: int, secinfo_flags: int, content: bytes | memoryview, mr
     return _PAGE_BLOCKS.pack(EADD, offset, secinfo_flags, *fields)
 
 
+def _bare_blocks(offset: int, pages: int, secinfo_flags: int) -> bytes:
+    pack, end = _BARE_PAGE.pack, offset + pages * PAGE_SIZE
+    return b"".join([pack(EADD, at, secinfo_flags) for at in range(offset, end, PAGE_SIZE)])
+
+
 def _write_run(run: PageRun, measured_apart: dict[int, set[int]], out: IO[bytes]) -> None:
     tag, mrmask = (EEXTEND, _ALL_CHUNKS) if run.measured else (UNMEASURED, 0)
+    absent = run.data is None and not run.measured
     for start in range(0, run.length, _AT_ONCE * PAGE_SIZE):
         length = min(_AT_ONCE * PAGE_SIZE, run.length - start)
-        absent = run.data is None and not run.measured
-        content = memoryview(b"") if absent else run.content(start, length)
+        if absent:
+            out.write(_bare_blocks(run.offset + start, length // PAGE_SIZE, run.secinfo_flags))
+            continue
+        content = run.content(start, length)
         stream = bytearray()
         for page in range(start, start + length, PAGE_SIZE):
             offset = run.offset + page
-            if absent:
-                stream += Eadd(EADD, offset, run.secinfo_flags).encode()
-                continue
             apart = measured_apart.get(offset)
             if apart is None:
                 page_content = content[page - start : page - start + PAGE_SIZE]
