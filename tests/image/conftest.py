@@ -342,3 +342,9 @@ def ledger() -> type[Ledger]:
 def older() -> Callable[[bytes], bytes]:
     """Return what makes a file of two metadata of one."""
     return with_older_metadata
+
+
+@pytest.fixture(scope="session")
+def shared_object() -> Callable[..., bytes]:
+    """Return what makes a shared object of segments and sections."""
+    return elf

@@ -154,6 +154,29 @@ def test_names_that_are_parts_of_each_other_are_refused(
         read(path)
 
 
+def test_symbols_and_relocations_are_not_in_memory_as_records(
+    make: dict[str, Any], tmp_path: Path
+) -> None:
+    content = make["open-enclave"]().content
+    path = tmp_path / "relocations"
+    (headers,), (count,) = (
+        struct.unpack_from("<Q", content, 40),
+        struct.unpack_from("<H", content, 60),
+    )
+    found = {
+        struct.unpack_from("<I", content, header + 4)[0]: header
+        for header in range(headers, headers + 64 * count, 64)
+    }
+    where, length = struct.unpack_from("<QQ", content, found[11] + 24)
+    symbols = content[where : where + length] + bytes(24) * 60000
+    relocations = struct.pack("<QQq", 0x2008, 8, 0x1234) * 40000
+    changed = bytearray(content + symbols + relocations)
+    struct.pack_into("<QQ", changed, found[11] + 24, len(content), len(symbols))
+    struct.pack_into("<QQ", changed, found[4] + 24, len(content) + len(symbols), len(relocations))
+    path.write_bytes(changed)
+    assert read(path).image.runs[3].length == 960000 // PAGE * PAGE + PAGE
+
+
 @pytest.mark.parametrize(("at", "told"), [(56, "program headers"), (60, "section headers")])
 def test_more_headers_than_anything_loads_are_refused(
     make: dict[str, Any], tmp_path: Path, at: int, told: str

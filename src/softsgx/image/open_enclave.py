@@ -19,7 +19,8 @@ Sources: openenclave/openenclave, host/sgx/loadelf.c, create.c and sgxload.c, of
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from array import array
+from dataclasses import dataclass, replace
 
 from softsgx.arch.layout import U16, U32, U64, Record, at, layout, raw
 from softsgx.arch.secinfo import (
@@ -32,7 +33,7 @@ from softsgx.arch.secinfo import (
 )
 from softsgx.arch.structures import Sigstruct, Tcs
 from softsgx.image import elf_tables
-from softsgx.image.elf_tables import Elf, Rela, Section, Sym
+from softsgx.image.elf_tables import Elf, Rela, Section
 from softsgx.image.enclave import Enclave, signed_or_none
 from softsgx.image.file import File
 from softsgx.image.stream import (
@@ -63,6 +64,7 @@ _RELOCATED_TAGS = (
     0x6FFF_FEF5,
     0x6FFF_FFF0,
 )  # PLTGOT, STRTAB, SYMTAB, RELA, GNU_HASH, VERSYM
+_LONGEST_NAME = 255
 _WRITTEN_ALWAYS = (b"_enclave_rva", b"_reloc_rva", b"_reloc_size")
 _ZERO_BASE = 1 << 1
 _WEAK = 2
@@ -119,24 +121,50 @@ class ImageInfo(Record):
 _BEHIND = ImageInfo.SIZE + Sigstruct.SIZE + 8
 
 
+class _Symbols:
+    """The dynamic symbols of a file, in columns: a record for each would be many times its size."""
+
+    def __init__(self, elf: Elf) -> None:
+        self.names: list[bytes] = []
+        self.values = array("Q")
+        self.infos = bytearray()
+        self._sections = array("H")
+        # Of a name the first.
+        self._first: dict[bytes, int] = {}
+        for number, (name, symbol) in enumerate(elf.symbols(b".dynsym")):
+            self.names.append(name)
+            self.values.append(symbol.st_value)
+            self.infos.append(symbol.st_info)
+            self._sections.append(symbol.st_shndx)
+            self._first.setdefault(name, number)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def value(self, name: bytes) -> int | None:
+        """Return the value of a symbol, None where there is none."""
+        number = self._first.get(name)
+        return None if number is None else self.values[number]
+
+    def defined(self, name: bytes) -> int | None:
+        """Return the value of a symbol that is defined in this file."""
+        number = self._first.get(name)
+        if number is None or self._sections[number] == elf_tables.SHN_UNDEF:
+            return None
+        return self.values[number]
+
+
 @dataclass(slots=True)
 class _Module:
-    """A file of the enclave and where its image begins; relocations as the loader leaves them."""
+    """A file of the enclave and where its image begins; ``relocations`` as they are in it."""
 
     elf: Elf
     rva: int
     runs: list[PageRun]
     size: int
     sections: dict[bytes, Section]
-    symbols: list[tuple[bytes, Sym]]
-    relocations: list[Rela] = field(default_factory=list)
-    _by_name: dict[bytes, Sym] = field(default_factory=dict)
-
-    def symbol(self, name: bytes) -> Sym | None:
-        if not self._by_name:
-            # Of a name the first.
-            self._by_name.update(reversed(self.symbols))
-        return self._by_name.get(name)
+    symbols: _Symbols
+    relocations: bytes = b""
 
 
 def read(elf: Elf) -> tuple[Enclave, ...]:
@@ -151,7 +179,7 @@ def read(elf: Elf) -> tuple[Enclave, ...]:
     main = _module(elf, 0)
     modules = [main, *_needed(elf, main.size)]
     for name in _WRITTEN_ALWAYS:
-        if main.symbol(name) is None:
+        if main.symbols.value(name) is None:
             elf.file.damaged(
                 at,
                 f"no dynamic symbol {name.decode()}, which the loader writes: of an Open Enclave SDK before 0.12, "
@@ -271,13 +299,11 @@ def _module(elf: Elf, rva: int) -> _Module:
         runs += segment_runs(part, header.p_vaddr, header.p_memsz, flags)
         end = header.p_vaddr + header.p_memsz
     sections = {section.name: section for section in elf.sections()}
-    module = _Module(elf, rva, runs, page_up(end), sections, list(elf.symbols(b".dynsym")))
+    module = _Module(elf, rva, runs, page_up(end), sections, _Symbols(elf))
     tables = [elf.content(sections[name]) if name in sections else b"" for name in _RELA_SECTIONS]
     # Without .rela.dyn the loader does not look at the other.
     if tables[0]:
-        module.relocations = [
-            _thread_local(module, entry) for entry in elf_tables.records(Rela, b"".join(tables))
-        ]
+        module.relocations = b"".join(tables)
     return module
 
 
@@ -291,7 +317,7 @@ def _thread_local(module: _Module, entry: Rela) -> Rela:
     index = entry.r_info >> 32
     if index >= len(module.symbols):
         module.elf.file.damaged(0, f"a relocation of symbol {index}, of {len(module.symbols)}")
-    return entry.replace(r_addend=module.symbols[index][1].st_value)
+    return entry.replace(r_addend=module.symbols.values[index])
 
 
 def _needed(elf: Elf, rva: int) -> list[_Module]:
@@ -300,35 +326,39 @@ def _needed(elf: Elf, rva: int) -> list[_Module]:
     if offset is None:
         return []
     strings = elf.section(b".dynstr")
-    name = b"" if strings is None else elf.content(strings)[offset:].split(b"\0")[0]
+    content = b"" if strings is None else elf.content(strings)
+    name = content[offset : offset + _LONGEST_NAME].split(b"\0")[0].decode(errors="replace")
+    if strings is not None and not name.isprintable():
+        elf.file.damaged(
+            strings.header.sh_offset, "the module that is needed has no name of a file"
+        )
     path = os.path.join(  # noqa: PTH118 (a path as it was given)
         os.path.dirname(elf.file.name),  # noqa: PTH120
-        os.path.basename(name.decode(errors="surrogateescape")),  # noqa: PTH119
+        os.path.basename(name),  # noqa: PTH119
     )
     return [_module(Elf(File.open(path)), rva)]
 
 
 def _relocations(modules: list[_Module]) -> bytes:
-    if len(modules) > 1:
-        for module, other in (modules, modules[::-1]):
-            module.relocations = [_linked(module, other, entry) for entry in module.relocations]
+    table = bytearray()
+    for module, other in zip(modules, modules[::-1], strict=True):
+        for found in elf_tables.records(Rela, module.relocations):
+            entry = _thread_local(module, found)
+            table += (_linked(module, other, entry) if len(modules) > 1 else entry).encode()
+    section = modules[1].sections.get(b".dynamic") if len(modules) > 1 else None
+    if section is not None:
         module = modules[1]
-        section = module.sections.get(b".dynamic")
-        if section is not None:
-            entries = elf_tables.records(elf_tables.Dyn, module.elf.content(section))
-            for number, entry in enumerate(entries):
-                if entry.d_tag == elf_tables.DT_NULL:
-                    break
-                if entry.d_tag in _RELOCATED_TAGS:
-                    module.relocations.append(
-                        Rela(
-                            section.header.sh_addr + 16 * number + 8 + module.rva,
-                            _RELATIVE,
-                            entry.d_val + module.rva & _MASK,
-                        )
-                    )
-    table = b"".join(entry.encode() for module in modules for entry in module.relocations)
-    return table.ljust(page_up(len(table)), b"\0")
+        entries = elf_tables.records(elf_tables.Dyn, module.elf.content(section))
+        for number, dynamic in enumerate(entries):
+            if dynamic.d_tag == elf_tables.DT_NULL:
+                break
+            if dynamic.d_tag in _RELOCATED_TAGS:
+                table += Rela(
+                    section.header.sh_addr + 16 * number + 8 + module.rva,
+                    _RELATIVE,
+                    dynamic.d_val + module.rva & _MASK,
+                ).encode()
+    return bytes(table).ljust(page_up(len(table)), b"\0")
 
 
 def _linked(module: _Module, other: _Module, entry: Rela) -> Rela:
@@ -340,14 +370,15 @@ def _linked(module: _Module, other: _Module, entry: Rela) -> Rela:
         return entry.replace(r_offset=offset)
     addend = entry.r_addend if kind == _64 else 0
     info = entry.r_info & ~0xFFFF_FFFF | _RELATIVE
-    name, symbol = module.symbols[index]
+    name = module.symbols.names[index]
     for where in (module, other):
-        found = where.symbol(name)
-        if found is not None and found.st_shndx != elf_tables.SHN_UNDEF:
-            value = where.rva + found.st_value + addend & _MASK
-            return Rela(offset, info, value)
-    if symbol.st_info >> 4 != _WEAK:
-        module.elf.file.damaged(0, f"symbol {name.decode(errors='replace')} is defined nowhere")
+        value = where.symbols.defined(name)
+        if value is not None:
+            return Rela(offset, info, where.rva + value + addend & _MASK)
+    if module.symbols.infos[index] >> 4 != _WEAK:
+        module.elf.file.damaged(
+            0, f"symbol {name.decode(errors='replace')!r:.80} is defined nowhere"
+        )
     return entry.replace(r_offset=offset, r_info=info)
 
 
@@ -384,9 +415,8 @@ def _written(modules: list[_Module], info: ImageInfo, tls_pages: int) -> list[tu
     """Return what the loader writes into variables of the image, each by its address."""
     main = modules[0]
     address, tdata, tdata_align, tbss, tbss_align = _tls(main)
-    own = main.symbol(b"_enclave_rva")
     values = [
-        (b"_enclave_rva", own.st_value if own is not None else 0),
+        (b"_enclave_rva", main.symbols.value(b"_enclave_rva") or 0),
         (b"_reloc_rva", info.reloc_rva),
         (b"_reloc_size", info.reloc_size),
         (b"_td_from_tcs_offset", (tls_pages + _CONTROL_PAGES) * PAGE_SIZE),
@@ -401,10 +431,10 @@ def _written(modules: list[_Module], info: ImageInfo, tls_pages: int) -> list[tu
         values += [(b"_tbss_size", tbss), (b"_tbss_align", tbss_align)]
     written = []
     for name, value in values:
-        symbol = main.symbol(name)
-        if symbol is not None:
-            written.append((symbol.st_value, value.to_bytes(8, "little")))
-    where = main.symbol(b"_module_info")
+        at = main.symbols.value(name)
+        if at is not None:
+            written.append((at, value.to_bytes(8, "little")))
+    where = main.symbols.value(b"_module_info")
     if len(modules) > 1 and where is not None:
         module = modules[1]
         words = [module.rva]
@@ -415,7 +445,7 @@ def _written(modules: list[_Module], info: ImageInfo, tls_pages: int) -> list[tu
                 if array is None
                 else [module.rva + array.header.sh_addr, array.header.sh_size]
             )
-        written.append((where.st_value, b"".join(word.to_bytes(8, "little") for word in words)))
+        written.append((where, b"".join(word.to_bytes(8, "little") for word in words)))
     return written
 
 
