@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from softsgx.arch.secinfo import PAGE_SIZE, SECINFO_R, SECINFO_REG, SECINFO_W
+from softsgx.cli import main
 from softsgx.driver.nodes import LEGACY, nodes_of
 from softsgx.image import formats, sgxs
 from softsgx.image.stream import Chunks, Image, PageRun, measure
@@ -162,6 +163,17 @@ def test_a_program_without_enclaves_is_run_as_it_is(softsgx: "Harness", tmp_path
     assert ended.status == 127
     assert ended.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_converted_to_elf_and_back_runs(softsgx: "Harness", tmp_path: Path) -> None:
+    enclave, _ = softsgx.enclave()
+    _, _, css = the_enclave(softsgx)
+    stream, again = tmp_path / "enclave.sgxs", tmp_path / "again.elf"
+    assert main(["convert", str(enclave), str(stream)]) == 0
+    assert main(["convert", str(stream), str(again), "--to", "elf"]) == 0
+    ended = softsgx.run(softsgx.program("extracted"), again, css)
+    assert ended.status == 7, ended
+    assert ended.out == "ok it works\nok it works\nfinished\n"
 
 
 def test_nothing_without_its_name_stays_of_an_extract_that_is_killed(

@@ -189,7 +189,7 @@ def write(image: Image, out: IO[bytes]) -> None:
     table = [
         Phdr(
             p_type=elf_tables.PT_LOAD,
-            p_flags=sum(bit for bit, permission in _PERMISSIONS if flags & permission),
+            p_flags=_p_flags(flags),
             p_offset=head + offset - first,
             p_vaddr=offset,
             p_filesz=length,
@@ -222,6 +222,13 @@ def write(image: Image, out: IO[bytes]) -> None:
     offset, length, _ = segments[-1]
     # Pages of zeros are holes.
     out.truncate(head + offset + length - first)
+
+
+def _p_flags(secinfo_flags: int) -> int:
+    # A loader maps it as the segment says, and a thread could not enter by a TCS that is mapped for nothing.
+    if _is_tcs(secinfo_flags):
+        return elf_tables.PF_R | elf_tables.PF_W
+    return sum(bit for bit, permission in _PERMISSIONS if secinfo_flags & permission)
 
 
 def _segments(image: Image) -> list[tuple[int, int, int]]:
