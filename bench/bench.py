@@ -23,6 +23,7 @@ import at_rest
 import paging
 from measure import (
     HERE,
+    INCLUDE,
     OUT,
     Failed,
     Result,
@@ -100,7 +101,8 @@ def bystander_syscalls() -> Result:
 
 def bystander_compile() -> Result:
     with tempfile.TemporaryDirectory() as scratch:
-        command = ["gcc", "-O2", "-c", str(HERE / "host.c"), "-o", str(Path(scratch) / "host.o")]
+        to = str(Path(scratch) / "host.o")
+        command = ["gcc", "-O2", f"-I{INCLUDE}", "-c", str(HERE / "host.c"), "-o", to]
         ours, reference = fastest(5, lambda: seconds(under_run(*command)), lambda: seconds(command))
     what = "gcc -c of bench/host.c, under run and without; the start of run is in it"
     return result("bystander-compile", ours * 1e3, reference * 1e3, "ms", what, 1.5)
