@@ -16,11 +16,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import at_rest
 import paging
+import transitions
 from measure import (
     HERE,
     INCLUDE,
@@ -32,7 +32,6 @@ from measure import (
     enclave,
     fastest,
     output,
-    placements,
     printed,
     program,
     result,
@@ -137,23 +136,6 @@ def start() -> Result:
     return result("start", ours * 1e3, reference * 1e3, "ms", what, 6)
 
 
-def ecall_trapped() -> Result:
-    count = 2000
-    ecalls = under_run(program("host"), "ecall", *enclave(), str(count))
-    stops = [program("tracer"), str(2 * count)]
-    costs: dict[str, tuple[float, float]] = {}
-    for placement, cpu in placements().items():
-        ours, reference = fastest(5, partial(printed, ecalls, cpu), partial(printed, stops, cpu))
-        costs[placement] = ours / count / 1e3, reference / count / 1e3
-    worst = max(costs, key=lambda placement: costs[placement][0] / costs[placement][1])
-    said = ", ".join(
-        f"{ours / reference:.2f} {placement} ({ours:.0f} us against {reference:.0f})"
-        for placement, (ours, reference) in costs.items()
-    )
-    what = f"an empty ecall against two bare ptrace stops of a C tracer, the worse of {said}"
-    return result("ecall-trapped", *costs[worst], "us", what, 2.5)
-
-
 BENCHMARKS: dict[str, Callable[[], Result]] = {
     "build-measured": build_measured,
     "native-compute": native_compute,
@@ -163,7 +145,10 @@ BENCHMARKS: dict[str, Callable[[], Result]] = {
     "bystander-script": bystander_script,
     "bystander-python": bystander_python,
     "start": start,
-    "ecall-trapped": ecall_trapped,
+    "ecall": transitions.ecall,
+    "ocall": transitions.ocall,
+    "ecall-threads": transitions.ecall_threads,
+    "ecall-trapped": transitions.ecall_trapped,
     "ewb-eldu": paging.ewb_eldu,
     "page-cycle": paging.page_cycle,
     "kill-or-swap": paging.kill_or_swap,

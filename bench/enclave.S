@@ -1,40 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-# The enclave of the benchmarks as a flat image, one page after the other: TCS, code, two SSA
-# frames, data. No runtime: EENTER with RDI = 0 leaves at once (an empty ecall), with RDI = turns it
-# runs the loop on the data page and writes the result to the address in RDX, outside. With RSI = an
-# address in the enclave it reads the first word of RDI pages from there, R8 bytes apart, and writes
-# their sum.
+# The enclave of the benchmarks as a flat image, one page after the other: THREADS TCSs (1 unless the assembler is told),
+# code, two SSA frames for each TCS, a data page for each, at which GS points. No runtime: EENTER with RDI = 0 leaves at
+# once (an empty ecall), with RDI = turns it runs the loop on the first data page and writes the result to the address in
+# RDX, outside. With RSI = an address in the enclave it reads the first word of RDI pages from there, R8 bytes apart, and
+# writes their sum. With RDI = CALL it leaves for an ocall, RDI = OCALL telling so; with RDI = RETURN it is back from there.
 
-        .set    CODE, 0x1000
-        .set    SSA, 0x2000
-        .set    DATA, 0x4000
+        .ifndef THREADS
+        .set    THREADS, 1
+        .endif
+        .set    PAGE, 0x1000
+        .set    CODE, THREADS * PAGE
+        .set    SSA, CODE + PAGE
+        .set    DATA, SSA + 2 * THREADS * PAGE
         # host.c calls the same loop outside, at this offset of a copy of the code page.
         .set    LOOP, 0x100
+        # As in transitions.h.
+        .set    CALL, -1
+        .set    RETURN, -2
+        .set    OCALL, -3
 
         .text
 tcs:
+        .set    thread, 0
+        .rept   THREADS
         .quad   0               # STATE
         .quad   0               # FLAGS
-        .quad   SSA             # OSSA
+        .quad   SSA + 2 * thread * PAGE # OSSA
         .long   0               # CSSA
         .long   2               # NSSA
         .quad   CODE            # OENTRY
         .quad   0               # AEP
         .quad   0               # OFSBASGX
-        .quad   0               # OGSBASGX
+        .quad   DATA + thread * PAGE    # OGSBASGX
         .long   0xffffffff      # FSLIMIT
         .long   0xffffffff      # GSLIMIT
+        .balign PAGE, 0
+        .set    thread, thread + 1
+        .endr
 
-        .org    CODE
         mov     %rcx, %rbx      # EENTER left the address after it in RCX; EEXIT wants it in RBX
         test    %rdi, %rdi
         jz      leave
+        cmp     $CALL, %rdi
+        je      call_out
+        cmp     $RETURN, %rdi
+        je      leave
         test    %rsi, %rsi
         jnz     touch
         lea     tcs + DATA(%rip), %rsi
         call    loop
         mov     %rax, (%rdx)
 leave:
+        mov     $4, %eax        # EEXIT
+        enclu
+call_out:
+        mov     $OCALL, %rdi
         mov     $4, %eax        # EEXIT
         enclu
 touch:
@@ -63,4 +83,4 @@ loop:
         jnz     1b
         ret
 
-        .org    DATA + 0x1000
+        .org    DATA + THREADS * PAGE

@@ -23,11 +23,22 @@ HERE = Path(__file__).resolve().parent
 OUT = HERE.parent / "build" / "bench"
 # set_backing.h is the tests' too.
 INCLUDE = HERE.parent / "tests" / "programs"
-PROGRAMS = ("host", "tracer", "bystander", "faults")
-CFLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wconversion", f"-I{INCLUDE}")
+PROGRAMS = ("host", "transitions", "model", "tracer", "bystander", "faults")
+CFLAGS = (
+    "-O2",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wshadow",
+    "-Wconversion",
+    "-pthread",
+    f"-I{INCLUDE}",
+)
 
 PAGE = 4096
 ENCLAVE_SIZE = 8 * PAGE
+# As in loading.h: a TCS, its SSA frames, its data.
+PAGES_A_TCS = 4
 SECONDS = 600
 
 
@@ -147,31 +158,51 @@ def compile_programs() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     for name in PROGRAMS:
         output(["gcc", *CFLAGS, str(HERE / f"{name}.c"), "-o", program(name)])
-    object_file = str(OUT / "enclave.o")
-    output(["gcc", "-c", str(HERE / "enclave.S"), "-o", object_file])
-    output(["objcopy", "-O", "binary", "-j", ".text", object_file, str(OUT / "enclave.bin")])
+    _assemble("enclave", 1)
+
+
+def _assemble(name: str, threads: int) -> Path:
+    """Assemble the enclave with so many TCSs; return the path of the image."""
+    object_file, image = OUT / f"{name}.o", OUT / f"{name}.bin"
+    count = f"-Wa,--defsym,THREADS={threads}"
+    output(["gcc", "-c", count, str(HERE / "enclave.S"), "-o", str(object_file)])
+    output(["objcopy", "-O", "binary", "-j", ".text", str(object_file), str(image)])
+    return image
 
 
 def enclave(size: int = ENCLAVE_SIZE) -> tuple[str, str]:
-    """Return the paths of the small enclave's image and SIGSTRUCT; host.c adds it the same way.
+    """Return the paths of the small enclave's image and SIGSTRUCT; loading.h adds it the same way.
 
     In an enclave of `size` bytes, data pages follow that are not measured.
     """
-    image = OUT / "enclave.bin"
+    name = "enclave" if size == ENCLAVE_SIZE else f"enclave-{size >> 20}M"
+    return _signed(OUT / "enclave.bin", name, size, size - ENCLAVE_SIZE)
+
+
+def threads_enclave(threads: int) -> tuple[str, str]:
+    """Return the paths of image and SIGSTRUCT of the same enclave with so many TCSs."""
+    image = _assemble("threads", threads)
+    size = ENCLAVE_SIZE
+    while size < image.stat().st_size:
+        size *= 2
+    return _signed(image, "threads", size, 0)
+
+
+def _signed(image: Path, name: str, size: int, unmeasured: int) -> tuple[str, str]:
     pages = image.read_bytes()
     measurement = Measurement()
     measurement.ecreate(1, size)
+    code = len(pages) // PAGE // PAGES_A_TCS * PAGE
     for offset in range(0, len(pages), PAGE):
         flags = SECINFO_REG | SECINFO_R | SECINFO_W
-        if offset == 0:
+        if offset < code:
             flags = SECINFO_TCS
-        elif offset == PAGE:
+        elif offset == code:
             flags = SECINFO_REG | SECINFO_R | SECINFO_X
         measurement.add_pages(offset, flags, pages[offset : offset + PAGE], measured=True)
     measurement.add_unmeasured(
-        ENCLAVE_SIZE, SECINFO_REG | SECINFO_R | SECINFO_W, (size - ENCLAVE_SIZE) // PAGE
+        ENCLAVE_SIZE, SECINFO_REG | SECINFO_R | SECINFO_W, unmeasured // PAGE
     )
-    name = "enclave" if size == ENCLAVE_SIZE else f"enclave-{size >> 20}M"
     return str(image), str(sign(measurement.digest(), OUT / f"{name}.sigstruct"))
 
 
