@@ -49,6 +49,7 @@ _SHIFTS = range(12, 40)
 _WORD = (1 << 64) - 1
 _HELD_WITHIN = 0.02  # seconds until threads that do not stop are left alone
 _TRIES = 8
+_PATIENCE = 16  # traps at one while a thread is to be seen at another
 
 _CANDIDATE, _PROVEN, _CHANGED, _LEFT = range(4)
 
@@ -111,13 +112,14 @@ def moved_code(code: bytes, start: int, at: int) -> bytes:
 class Site:
     """One ENCLU: where the MOV before it is, the bytes from there on, and what has become of it."""
 
-    __slots__ = ("code", "move", "slot", "state", "tries")
+    __slots__ = ("code", "move", "passed", "slot", "state", "tries")
 
     def __init__(self, move: int, code: bytes, state: int) -> None:
         self.move = move
         self.code = code
         self.state = state
         self.slot = 0
+        self.passed = 0
         self.tries = 0
 
 
@@ -258,8 +260,14 @@ class TransitionSites:
     ) -> None:
         # `secs` is the enclave of an EEXIT; without it the place is the program's own, an EENTER.
         leaf = _EENTER if secs is None else _EEXIT
-        if known.state == _CANDIDATE and tracee.site_watched.get(leaf) != (known.move, site):
-            self._watch(tracee, site, known, leaf)
+        if known.state == _CANDIDATE:
+            watched = tracee.site_watched.get(leaf)
+            if watched is not None and known.passed < _PATIENCE:
+                # Where two take turns, neither would be seen if each took the other's register.
+                known.passed += 1
+            elif watched != (known.move, site):
+                known.passed = 0
+                self._watch(tracee, site, known, leaf)
         elif known.state == _PROVEN:
             self._change(tracee, site, known, secs)
 
