@@ -116,6 +116,8 @@ class EnclaveTraps:
         if self.fast is None:
             return False
         tracee.load_regs()
+        if tracee.lp is None:
+            self.fast.path.on_stranger(tracee)
         return self.fast.stops.steady(tracee)
 
     def on_breakpoint(self, tracee: Tracee) -> bool:

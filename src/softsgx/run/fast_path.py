@@ -129,6 +129,12 @@ class Space:
         if key is not None and key in self._threads and self._threads[key][0] is tracee:
             self._clear(self._threads.pop(key)[1])
 
+    def forget_bases(self, key: tuple[int, int]) -> None:
+        """Let no thread be found by these bases."""
+        known = self._threads.get(key)
+        if known is not None:
+            self.forget_thread(known[0])
+
     def _clear(self, at: int) -> None:
         # No base is like that: it is not canonical.
         self._quads[at] = self._quads[at + 1] = _WORD >> 1
@@ -316,6 +322,16 @@ class FastPath:
         self._threads = {
             offset: thread for offset, thread in self._threads.items() if thread.secs.eid != eid
         }
+
+    @staticmethod
+    def on_stranger(tracee: "Tracee") -> None:
+        """Hear of the stop of a thread that has entered by no leaf yet; its registers are loaded.
+
+        It may have the bases of one that is ending, of which nobody has been told yet: a thread that is
+        joined leaves its stack to the next.
+        """
+        if tracee.mm.space is not None:
+            tracee.mm.space.forget_bases((tracee.regs.fsbase, tracee.regs.gsbase))
 
     def on_share(self, tracee: "Tracee", child: "Tracee") -> None:
         """Hear that a thread has made another one in its address space, which begins with its bases."""
