@@ -93,6 +93,7 @@ class Space:
         self._offset = offset
         self._quads = records.quads[offset // 8 :]
         self._threads: dict[tuple[int, int], tuple[Tracee, int]] = {}
+        self._shared: set[tuple[int, int]] = set()  # bases that two threads have had at a time
         # By TCS: its entry, and what its pages and those of its SSA frames span.
         self._tcss: dict[int, tuple[int, int, int]] = {}
 
@@ -104,14 +105,15 @@ class Space:
         """Let a thread be found by its bases; False where another one has the same, or there is no room."""
         known = self._threads.get(key)
         if known is not None:
-            if known[0] is tracee:
-                return True
             other = known[0]
+            if other is tracee:
+                return True
+            self.forget_thread(other)
             if not (other.ended or ptrace.has_ended(other.tid)) and other.mm is tracee.mm:
-                # Neither can be told from the other.
-                self.forget_thread(other)
-                return False
-            self._clear(self._threads.pop(key)[1])
+                # Neither can be told from the other, now or later.
+                self._shared.add(key)
+        if key in self._shared:
+            return False
         first = _spread(sum(key)) & (_THREADS - 1)
         for at in range(first * _THREAD_QUADS, (first + _PROBES) * _THREAD_QUADS, _THREAD_QUADS):
             if not self._quads[at + 2]:
@@ -128,6 +130,12 @@ class Space:
         key, tracee.bases = tracee.bases, None
         if key is not None and key in self._threads and self._threads[key][0] is tracee:
             self._clear(self._threads.pop(key)[1])
+
+    def forget_ended(self) -> None:
+        """Let no thread be found that has ended."""
+        for tracee, _ in list(self._threads.values()):
+            if ptrace.has_ended(tracee.tid):
+                self.forget_thread(tracee)
 
     def forget_bases(self, key: tuple[int, int]) -> None:
         """Let no thread be found by these bases."""
@@ -335,8 +343,11 @@ class FastPath:
 
     def on_share(self, tracee: "Tracee", child: "Tracee") -> None:
         """Hear that a thread has made another one in its address space, which begins with its bases."""
-        if tracee.mm.space is not None:
-            tracee.mm.space.forget_thread(tracee)
+        space = tracee.mm.space
+        if space is not None:
+            space.forget_thread(tracee)
+            # Whose bases the new one will give itself is somebody's who is gone.
+            space.forget_ended()
         tracee.rival = child
 
 
