@@ -71,6 +71,9 @@ __vdso_sgx_enter_enclave:
 	lea	softsgx_enclu(%rip), %rcx
 	cmp	$EENTER, %eax
 	jne	softsgx_enclu
+	/* Only where a stop in there is looked after: a handler's frame would lie over what it keeps. */
+	cmpq	$0, softsgx_table(%rip)
+	je	softsgx_enclu
 	lea	3(%rcx), %rax
 	jmp	softsgx_eenter
 

@@ -62,6 +62,9 @@ class Mm:
         # Transitions that do not trap (fast_path, transition_sites): the table of their records, where the
         # image is told of it, the program's own ENCLUs, and where there is room for slots that stand for ENCLUs.
         self.space: Space | None = None
+        self.transitions = (
+            False  # a thread may stop in the midst of one: there is a table, or are slots
+        )
         self._table_at = 0
         self.entry_sites: dict[int, Site] = {}
         self.rooms: list[Room] = []
@@ -107,6 +110,7 @@ class Mm:
         child.cpuid_faults = self.cpuid_faults
         child.entry_sites = dict(self.entry_sites)
         child.rooms = [room.copy() for room in self.rooms]
+        child.transitions = self.transitions
         child._table_at = self._table_at
         child._forget_records()
         return child
@@ -114,6 +118,7 @@ class Mm:
     def find_records(self, pointer: int, table: int) -> None:
         """Let the image find the records of threads and TCSs by a table, through a pointer of its own."""
         self._table_at = pointer
+        self.transitions = True
         self.write(pointer, table.to_bytes(8, "little"))
 
     def _forget_records(self) -> None:

@@ -443,7 +443,7 @@ class Supervisor:
         if tracee.halted:
             # It stands at the next one, where there is something to do at this.
             ptrace.interrupt(tracee.tid)
-        if tracee.mm.space is not None and self._sgx.traps.steady(tracee):
+        if tracee.mm.transitions and self._sgx.traps.steady(tracee):
             # It has slept within a transition, which traps now.
             fault = None
         if tracee.must_filter:

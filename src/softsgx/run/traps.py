@@ -70,7 +70,7 @@ class Traps:
             ):
                 self._on_cpuid(tracee, signal, len(CPUID))
                 return
-        moved = tracee.mm.space is not None and self._enclaves().steady(tracee)
+        moved = tracee.mm.transitions and self._enclaves().steady(tracee)
         if signal in n.FAULT_SIGNALS:
             info = ptrace.get_siginfo(tracee.tid)
             _, _, code, address = SIGINFO_HEAD.unpack_from(info)
