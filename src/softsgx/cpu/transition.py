@@ -224,7 +224,7 @@ def _tcs(cpu: Processor, lp: LogicalProcessor, address: int, aep: int) -> Thread
     return thread
 
 
-def _check_frame(cpu: Processor, lp: LogicalProcessor, thread: Thread, cssa: int) -> int:
+def check_frame(cpu: Processor, lp: LogicalProcessor, thread: Thread, cssa: int) -> int:
     """Check the pages of an SSA frame that a transition may write; return the frame's address."""
     frame = thread.frame + thread.frame_size * cssa
     secs = thread.secs
@@ -289,7 +289,7 @@ def eenter(cpu: Processor, lp: LogicalProcessor, regs: Registers) -> None:
     cssa = thread.words[CSSA]
     if cssa >= thread.nssa:
         raise Fault.gp(f"TCS.CSSA {cssa} is not below NSSA {thread.nssa}")
-    _check_frame(cpu, lp, thread, cssa)
+    check_frame(cpu, lp, thread, cssa)
     _enter(lp, regs, thread, cssa)
 
 
@@ -324,14 +324,14 @@ def eresume(cpu: Processor, lp: LogicalProcessor, regs: Registers) -> None:
     if not 0 < cssa <= thread.nssa:
         raise Fault.gp(f"TCS.CSSA {cssa}: there is no frame to resume from")
     cssa -= 1
-    frame = _check_frame(cpu, lp, thread, cssa)
+    frame = check_frame(cpu, lp, thread, cssa)
     secs = thread.secs
     gprsgx = Gprsgx.decode(secs.elrange.read(thread.gprsgx(cssa), Gprsgx.SIZE))
     if thread.flags & TCS_AEXNOTIFY and gprsgx.aexnotify & SSA_AEXNOTIFY:
         cssa += 1
         if cssa >= thread.nssa:
             raise Fault.gp(f"AEX-Notify, and TCS.CSSA {cssa} is not below NSSA {thread.nssa}")
-        _check_frame(cpu, lp, thread, cssa)
+        check_frame(cpu, lp, thread, cssa)
         _enter(lp, regs, thread, cssa)
         return
     if not canonical(gprsgx.rip):
@@ -383,7 +383,7 @@ def edeccssa(cpu: Processor, lp: LogicalProcessor) -> None:
     thread = _inside(lp)
     if not lp.cssa:
         raise Fault.gp("EDECCSSA, and CSSA is 0")
-    _check_frame(cpu, lp, thread, lp.cssa - 1)
+    check_frame(cpu, lp, thread, lp.cssa - 1)
     thread.shut()
     lp.cssa -= 1
     thread.words[CSSA] = lp.cssa

@@ -406,9 +406,13 @@ class EnclaveTraps:
 
     def _exit_asynchronously(self, tracee: Tracee, event: Event) -> int:
         """Do the AEX; give the AEP."""
-        rip = tracee.regs.rip
-        aex(self._cpu, _lp(tracee), tracee.regs, event)
+        rip, lp = tracee.regs.rip, _lp(tracee)
+        thread = lp.thread
+        opened = thread is not None and thread.close is not None
+        aex(self._cpu, lp, tracee.regs, event)
         self._observer.aex(tracee, event, rip)
+        if thread is not None and opened and self.fast is not None:
+            self.fast.path.left_by_aex(tracee, lp, thread)
         self._left(tracee)
         return tracee.regs.rip
 

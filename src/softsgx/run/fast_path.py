@@ -20,7 +20,9 @@ from functools import partial
 
 from softsgx.arch.attributes import TCS_DBGOPTIN
 from softsgx.arch.thread import STATE_OPEN, STATE_TID_SHIFT, TcsRecord, ThreadRecord
-from softsgx.cpu.secs import AEP, STATE, THREAD
+from softsgx.cpu.secs import AEP, CSSA, STATE, THREAD
+from softsgx.cpu.transition import check_frame
+from softsgx.errors import Fault
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
 from softsgx.run.mm import Refused
@@ -206,9 +208,24 @@ class FastPath:
         if space is None or not offset or not self._registered(tracee, lp, space):
             return
         lp.words[_WATCH] = thread.secs.eid & 0xFFFFFFFF if watched else lp.words[_WATCH]
-        self._open(tracee, lp, thread, space, offset, watched)
+        thread.words[_TCS_WATCH] = thread.secs.eid & 0xFFFFFFFF if watched else 0
+        self._open(tracee, lp, thread, space, offset, lp.cssa)
         if not (tracee.sigmask or 0) & n.FAULT_MASK:
             thread.quads[THREAD] = mm.records + tracee.record_slot * ThreadRecord.SIZE
+
+    def left_by_aex(self, tracee: "Tracee", lp: "LogicalProcessor", thread: "Thread") -> None:
+        """Open a TCS again that was open until the AEX: the next entry, of a handler, has the next frame."""
+        cssa = thread.words[CSSA]
+        space = tracee.mm.space
+        offset = self._records.tcs_offset(thread.secs.eid, thread.linaddr)
+        if space is None or not offset or cssa >= thread.nssa or thread.abandoned is not None:
+            return
+        try:
+            check_frame(self._cpu, lp, thread, cssa)
+        except Fault:
+            # So will the leaf find.
+            return
+        self._open(tracee, lp, thread, space, offset, cssa)
 
     def _begin(self, mm: "Mm") -> Space | None:
         if not mm.records or not mm.image or mm.enclaves is None:
@@ -260,9 +277,9 @@ class FastPath:
         thread: "Thread",
         space: Space,
         offset: int,
-        watched: bool,
+        cssa: int,
     ) -> None:
-        frame = thread.frame + thread.frame_size * lp.cssa
+        frame = thread.frame + thread.frame_size * cssa
         pages: list[int] = [thread.page]
         for at in thread.secs.ssa_pages:
             page = lp.translate(frame + at)
@@ -278,8 +295,7 @@ class FastPath:
             thread.fsbase,
             thread.gsbase,
         )
-        quads[_URSP] = thread.gprsgx(lp.cssa) + _GPRSGX_URSP
-        thread.words[_TCS_WATCH] = thread.secs.eid & 0xFFFFFFFF if watched else 0
+        quads[_URSP] = thread.gprsgx(cssa) + _GPRSGX_URSP
         self._threads[offset] = thread
         thread.close = partial(self._shut, self._records.address(offset))
         thread.words[STATE] |= STATE_OPEN
