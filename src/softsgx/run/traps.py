@@ -74,6 +74,10 @@ class Traps:
         if signal in n.FAULT_SIGNALS:
             info = ptrace.get_siginfo(tracee.tid)
             _, _, code, address = SIGINFO_HEAD.unpack_from(info)
+            if code > 0 and moved and signal == n.SIGTRAP:
+                # A single step: it is told where the thread is seen.
+                address = tracee.regs.rip
+                ptrace.set_siginfo(tracee.tid, siginfo(signal, code, address))
             if code > 0 and moved and signal != n.SIGTRAP:
                 self._enclaves().judged_by_leaf(tracee, signal)
                 return
