@@ -13,6 +13,8 @@
 # make kills     a thousand supervisors, or KILLS=..., killed while pages of enclaves come and go; SEED=...
 # make fuzz      damaged files for the verbs of enclaves at rest, for a minute or SECONDS=...; SEED=... CASE=...
 #                repeats one
+# make differential   random programs, their transitions by a trap and without, for a minute or SECONDS=...;
+#                SEED=... COUNT=1 repeats one
 # make bench     all measurements; make bench NAME=...    one of them
 
 export RUN_OPTIONS ?=
@@ -32,7 +34,7 @@ SOURCES := pyproject.toml meson.build meson.options $(shell find csrc src -type 
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint types wheel packages conformance programs chaos kills fuzz bench clean
+.PHONY: setup demo test lint types wheel packages conformance programs chaos kills differential fuzz bench clean
 
 setup: $(VENV)/installed
 
@@ -110,6 +112,10 @@ kills: setup
 fuzz: setup
 	PATH="$(BIN):$$PATH" $(BIN)/python tests/fuzz/fuzz.py \
 	$(foreach name,SECONDS SEED COUNT CASE,$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) '$($(name))'))
+
+differential: setup
+	PATH="$(BIN):$$PATH" $(BIN)/python tests/chaos/differential.py \
+	$(foreach name,SECONDS SEED COUNT STEPS,$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) '$($(name))'))
 
 # A name that is given and empty is a mistake, which bench.py tells from none.
 bench: setup

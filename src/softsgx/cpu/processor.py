@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _KEY_SIZE = 16
 _MODE = ThreadRecord.OFFSETS["mode"] // 4
 _TCS_RECORD = ThreadRecord.OFFSETS["tcs_record"] // 8
+_ENTERED = ThreadRecord.OFFSETS["entered"] // 8
 
 
 def _held_record(_eid: int, _linaddr: int) -> memoryview:
@@ -163,7 +164,7 @@ class LogicalProcessor:
         # The TCS by which this thread has entered by a leaf, and its CSSA. While it is inside they are this
         # thread's own: the program that shares the records cannot misdirect an AEX.
         self._thread: Thread | None = None
-        self._taken_by = 0
+        self._taken_by = 0, 0
         self.cssa = 0
         # Who has entered without a leaf has left its TCS in the record: finds it.
         self.adopt: Callable[[], Thread | None] = _no_thread
@@ -173,7 +174,7 @@ class LogicalProcessor:
         """The TCS by which the thread is inside, if it is: the record says so, whoever has written it."""
         if self.words[_MODE] != MODE_INSIDE:
             return None
-        if self._thread is None or self.quads[_TCS_RECORD] != self._taken_by:
+        if self._thread is None or self._taken_by != self._entry():
             thread = self.adopt()
             if thread is not None:
                 self.cssa = min(thread.words[CSSA], max(thread.nssa, 1) - 1)
@@ -183,7 +184,11 @@ class LogicalProcessor:
     def take(self, thread: Thread | None) -> None:
         """Remember by which TCS the thread is inside, as its record tells now."""
         self._thread = thread
-        self._taken_by = self.quads[_TCS_RECORD]
+        self._taken_by = self._entry()
+
+    def _entry(self) -> tuple[int, int]:
+        # Between two entries by one TCS others may have been inside, and have left it another CSSA.
+        return self.quads[_TCS_RECORD], self.quads[_ENTERED]
 
     @property
     def inside(self) -> bool:

@@ -24,6 +24,7 @@ from softsgx.arch.exceptions import (
 from softsgx.arch.thread import ThreadRecord
 from softsgx.cpu.processor import LogicalProcessor
 from softsgx.cpu.registers import RFLAGS_TF
+from softsgx.cpu.secs import THREAD
 from softsgx.cpu.transition import Event, aex, enclu
 from softsgx.errors import Fault
 from softsgx.run import fault_mask, isolation, page_faults, ptrace
@@ -62,8 +63,6 @@ _FPE_INTDIV = 1
 _DEBUG_TRAPS = (2, 4)  # TRAP_TRACE, TRAP_HWBKPT
 _FSW_ES = 0x80
 _PAGE_MASK = ~0xFFF
-_ELRANGE_BASE = ThreadRecord.OFFSETS["elrange_base"] // 8
-_ELRANGE_SIZE = ThreadRecord.OFFSETS["elrange_size"] // 8
 _AEP = ThreadRecord.OFFSETS["aep"] // 8
 _TCS_RECORD = ThreadRecord.OFFSETS["tcs_record"] // 8
 _TID = ThreadRecord.OFFSETS["tid"]
@@ -84,9 +83,10 @@ def _has_opted_in(lp: LogicalProcessor) -> bool:
 
 
 def _in_elrange(lp: LogicalProcessor, address: int) -> bool:
-    base: int = lp.quads[_ELRANGE_BASE]
-    size: int = lp.quads[_ELRANGE_SIZE]
-    return base <= address < base + size
+    if lp.thread is None:
+        return False
+    secs = lp.thread.secs
+    return secs.baseaddr <= address < secs.baseaddr + secs.size
 
 
 class EnclaveTraps:
@@ -162,8 +162,6 @@ class EnclaveTraps:
         return True
 
     def _on_step(self, tracee: Tracee) -> None:
-        if handler_of(tracee.process.actions.get(n.SIGTRAP)) == SIG_IGN:
-            tracee.fault_reset |= bit(n.SIGTRAP)
         if self._has_jumped_out(tracee):
             return
         tracee.steps -= 1
@@ -185,8 +183,10 @@ class EnclaveTraps:
         """Handle a fault signal of a thread inside; its registers are loaded."""
         regs = tracee.regs
         fault_mask.take_over(tracee, 0 if tracee.borrowed else signal)
+        if handler_of(tracee.process.actions.get(signal)) == SIG_IGN:
+            tracee.fault_reset |= bit(signal)
         if signal == n.SIGTRAP and self.on_breakpoint(tracee):
-            resume(tracee)
+            self._stay(tracee)
             return
         if signal == n.SIGTRAP and at_cpuid(tracee, code):
             signal, code = n.SIGILL, _ILL_ILLOPN
@@ -197,12 +197,10 @@ class EnclaveTraps:
         if signal == n.SIGTRAP and code in _DEBUG_TRAPS and not _has_opted_in(_lp(tracee)):
             # Nothing steps or breaks inside, and POPF cannot set TF.
             regs.rflags &= ~RFLAGS_TF
-            resume(tracee)
+            self._stay(tracee)
             return
-        if handler_of(tracee.process.actions.get(signal)) == SIG_IGN:
-            tracee.fault_reset |= bit(signal)
         if signal == n.SIGSEGV and page_faults.passed_over(tracee, code, address):
-            resume(tracee)
+            self._stay(tracee)
             return
         event, signal, info = self._classify(tracee, signal, code, address)
         at_vdso = self._exit_asynchronously(tracee, event) == tracee.mm.aep and tracee.mm.aep
@@ -306,6 +304,8 @@ class EnclaveTraps:
         if leaf in _CHANGES:
             page_faults.accepted(tracee, target)
         tracee.trapped = True
+        if was_inside and handler_of(tracee.process.actions.get(signal)) == SIG_IGN:
+            tracee.fault_reset |= bit(signal)
         if lp.inside:
             if not was_inside:
                 tracee.steps = self._steps
@@ -319,10 +319,8 @@ class EnclaveTraps:
                     self.fast.entered(tracee, lp, watched)
                     if leaf == _EENTER:
                         self.fast.sites.on_eenter(tracee, site)
-            resume(tracee)
+            self._stay(tracee)
             return
-        if handler_of(tracee.process.actions.get(signal)) == SIG_IGN:
-            tracee.fault_reset |= bit(signal)
         self._left(tracee)
         if self.fast is not None and before is not None:
             self.fast.sites.on_eexit(tracee, site, before)
@@ -334,6 +332,17 @@ class EnclaveTraps:
         elif handler_of(tracee.process.actions.get(signal)) == SIG_IGN:
             tracee.fault_reset |= bit(signal)
         tracee.trapped = True
+        if was_inside:
+            self._stay(tracee)
+        else:
+            resume(tracee)
+
+    @staticmethod
+    def _stay(tracee: Tracee) -> None:
+        thread = _lp(tracee).thread
+        if tracee.fault_reset and thread is not None:
+            # The actions are put back where it leaves, which therefore has to be by a trap.
+            thread.quads[THREAD] = 0
         resume(tracee)
 
     def _logical_processor(self, tracee: Tracee) -> LogicalProcessor:

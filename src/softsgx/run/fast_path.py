@@ -20,6 +20,7 @@ from functools import partial
 
 from softsgx.arch.attributes import TCS_DBGOPTIN
 from softsgx.arch.thread import STATE_OPEN, STATE_TID_SHIFT, TcsRecord, ThreadRecord
+from softsgx.cpu.registers import RFLAGS_TF
 from softsgx.cpu.secs import AEP, CSSA, STATE, THREAD
 from softsgx.cpu.transition import check_frame
 from softsgx.errors import Fault
@@ -210,7 +211,7 @@ class FastPath:
         lp.words[_WATCH] = thread.secs.eid & 0xFFFFFFFF if watched else lp.words[_WATCH]
         thread.words[_TCS_WATCH] = thread.secs.eid & 0xFFFFFFFF if watched else 0
         self._open(tracee, lp, thread, space, offset, lp.cssa)
-        if not (tracee.sigmask or 0) & n.FAULT_MASK:
+        if not ((tracee.sigmask or 0) & n.FAULT_MASK or lp.quads[_HOST_RFLAGS] & RFLAGS_TF):
             thread.quads[THREAD] = mm.records + tracee.record_slot * ThreadRecord.SIZE
 
     def left_by_aex(self, tracee: "Tracee", lp: "LogicalProcessor", thread: "Thread") -> None:
@@ -365,6 +366,9 @@ class FastPath:
             # Whose bases the new one will give itself is somebody's who is gone.
             space.forget_ended()
         tracee.rival = child
+        if child.awaited_by is not tracee:
+            # Whichever of the two enters first; but who waits in vfork enters nothing.
+            child.rival = tracee
 
 
 def _differ(rival: "Tracee", bases: tuple[int, int]) -> bool:
