@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from conftest import RUN_OPTIONS
 from softsgx.run.slots import entry_slot, exit_slot
 from softsgx.run.vdso import VdsoImage
 
 if TYPE_CHECKING:
     from conftest import Harness
 
-pytestmark = pytest.mark.live
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.skipif("--no-fast-path" in RUN_OPTIONS, reason="every transition traps"),
+]
 
 MOV = b"\xb8%c\x00\x00\x00"  # the leaf to EAX
 # exit_long_move of transitions_enclave.S, as long as it is there.

@@ -234,8 +234,8 @@ class DeviceCalls:
             mm.enclaves.strict = self._strict
         enclaves = mm.enclaves
         enclaves.add(vma)
-        if self.fast is not None and len(vma.file.encl.mm_list) > 1:
-            self.fast.sites.withdraw(vma.file, tracee)
+        if self.fast is not None:
+            self.fast.sites.on_mapped(vma.file, tracee)
         with tracee.injecting() as injector:
             if not tracee.process.filtered or self._unfiltered(tracee):
                 # The descriptor came from another process, or another thread.

@@ -108,7 +108,7 @@ class Mm:
         child.handle_exception = self.handle_exception
         child.cpuid_sites = set(self.cpuid_sites)
         child.cpuid_faults = self.cpuid_faults
-        child.entry_sites = dict(self.entry_sites)
+        child.entry_sites = {at: site.copy() for at, site in self.entry_sites.items()}
         child.rooms = [room.copy() for room in self.rooms]
         child.transitions = self.transitions
         child._table_at = self._table_at

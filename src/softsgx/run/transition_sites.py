@@ -122,12 +122,19 @@ class Site:
         self.passed = 0
         self.tries = 0
 
+    def copy(self) -> "Site":
+        """Give that of a forked child, whose text and slots are its own from now on."""
+        child = Site(self.move, self.code, self.state)
+        child.slot = self.slot
+        return child
+
 
 class Exits:
     """The places of one enclave's EEXITs, and the table by which its TCSs are found."""
 
     def __init__(self, records: "RecordTable", secs: "SecsPage") -> None:
         self.sites: dict[int, Site] = {}
+        self.home: EnclMm | None = None  # whose slots they lead to
         self.why = ""  # none of them can be changed
         self._records = records
         self.offset = -1
@@ -337,7 +344,7 @@ class TransitionSites:
             tracee.mm.write(known.move, jump(known.move, known.slot))
             known.state = _CHANGED
         else:
-            self._change_eexit(tracee.mm, known)
+            self._change_eexit(tracee.mm, known, self._exits[secs.eid])
 
     def _slot(
         self, mm: "Mm", site: int, known: Site, moved: bytes, secs: "SecsPage | None"
@@ -350,7 +357,7 @@ class TransitionSites:
         fs, shift = exits.by_fs, exits.shift
         return exit_slot(known.slot, moved, site, table, eexit, by_fs=fs, shift=shift)
 
-    def _change_eexit(self, mm: "Mm", known: Site) -> None:
+    def _change_eexit(self, mm: "Mm", known: Site, exits: Exits) -> None:
         vma = mm.enclaves.find(known.move) if mm.enclaves is not None else None
         if vma is None:
             return
@@ -360,6 +367,7 @@ class TransitionSites:
         elrange: MemfdElrange = vma.file.elrange
         elrange.change(known.move, jump(known.move, known.slot), lambda: self._evicted(known))
         known.state = _CHANGED
+        exits.home = mm.enclaves
 
     @staticmethod
     def _evicted(known: Site) -> None:
@@ -367,6 +375,20 @@ class TransitionSites:
         if known.state == _CHANGED:
             known.state = _PROVEN
             known.tries = 0
+
+    def on_mapped(self, file: "Mapped", tracee: "Tracee") -> None:
+        """Hear that a thread has mapped an enclave: what was changed in it leads to slots, which are one program's."""
+        encl = file.encl
+        if len(encl.mm_list) > 1:
+            self.withdraw(file, tracee)
+            return
+        exits = self._exits.get(encl.eid) if encl.created else None
+        if exits is not None and exits.home is not None and exits.home is not tracee.mm.enclaves:
+            # Who had it before is gone, or executes.
+            while not self._hold(tracee):
+                tracee.pause()
+            file.elrange.take_back()
+            self.forget_enclave(encl.eid)
 
     def withdraw(self, file: "Mapped", tracee: "Tracee") -> None:
         """Take back what was changed in an enclave that another program has mapped, where no slots are."""
