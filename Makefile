@@ -15,6 +15,8 @@
 #                repeats one
 # make differential   random programs, their transitions by a trap and without, for a minute or SECONDS=...;
 #                SEED=... COUNT=1 repeats one
+# make storm     threads that enter at full rate under signals, exits and EPC pressure: three times three minutes, or
+#                SECONDS=...
 # make bench     all measurements; make bench NAME=...    one of them
 
 export RUN_OPTIONS ?=
@@ -34,7 +36,7 @@ SOURCES := pyproject.toml meson.build meson.options $(shell find csrc src -type 
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint types wheel packages conformance programs chaos kills differential fuzz bench clean
+.PHONY: setup demo test lint types wheel packages conformance programs chaos kills differential storm fuzz bench clean
 
 setup: $(VENV)/installed
 
@@ -116,6 +118,11 @@ fuzz: setup
 differential: setup
 	PATH="$(BIN):$$PATH" $(BIN)/python tests/chaos/differential.py \
 	$(foreach name,SECONDS SEED COUNT STEPS,$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) '$($(name))'))
+
+# A minute without an end is no hang here.
+storm: setup
+	PATH="$(BIN):$$PATH" SOFTSGX_STORM_SECONDS=$(or $(SECONDS),180) $(BIN)/python -m pytest -o faulthandler_timeout=0 \
+	tests/run/test_run_storm.py
 
 # A name that is given and empty is a mistake, which bench.py tells from none.
 bench: setup

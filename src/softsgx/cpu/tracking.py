@@ -95,6 +95,8 @@ def etrackc(cpu: Processor, rcx: int) -> LeafCode:
 
 
 def _track(secs: SecsPage) -> LeafCode:
+    # Whoever comes in without a leaf does not tell in which cycle.
+    secs.shut()
     if any(thread.cycle < secs.cycle for thread in secs.inside()):
         return LeafCode.PREV_TRK_INCMPL
     secs.cycle += 1
@@ -129,6 +131,7 @@ def tlb_shootdown(secs: SecsPage) -> None:
     An interrupt to each makes it so on the hardware, for the exit flushes what the processor
     remembers. Here whoever takes a page out of the page tables flushes the host's own.
     """
+    secs.shut()
     for thread in secs.inside():
         thread.cycle = secs.cycle
 
