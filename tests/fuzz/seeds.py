@@ -14,8 +14,9 @@ from io import BytesIO
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "image"))
-from conftest import MAKERS, PT_LOAD, REG_RW, REG_RX, TCS, R, W, X, with_older_metadata
-from conftest import elf as shared_object
+from made_files import MAKERS, PT_LOAD, REG_RW, REG_RX, TCS, R, W, X, with_older_metadata
+from made_files import elf as shared_object
+
 from softsgx.arch.structures import Einittoken, Report, Sigstruct
 from softsgx.image import elf, pages, sgxs, sigstruct
 from softsgx.image.file import File
