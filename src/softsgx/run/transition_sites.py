@@ -49,6 +49,7 @@ _SHIFTS = range(12, 40)
 _WORD = (1 << 64) - 1
 _HELD_WITHIN = 0.02  # seconds until threads that do not stop are left alone
 _TRIES = 8
+_SITES_MOST = 256  # of an enclave, or of a program; the rest trap
 _PATIENCE = 16  # traps at one while a thread is to be seen at another
 
 _CANDIDATE, _PROVEN, _CHANGED, _LEFT = range(4)
@@ -104,8 +105,10 @@ def moved_code(code: bytes, start: int, at: int) -> bytes:
             if places.displacement_size != 4:
                 return b""
             where = offset + places.displacement_offset
-            (displacement,) = struct.unpack_from("<i", code, where)
-            struct.pack_into("<i", moved, where, displacement + start - at)
+            displacement = struct.unpack_from("<i", code, where)[0] + start - at
+            if not -(1 << 31) <= displacement < 1 << 31:
+                return b""
+            struct.pack_into("<i", moved, where, displacement)
     return bytes(moved) if decoder.position == len(code) else b""
 
 
@@ -209,21 +212,23 @@ class TransitionSites:
         if site == mm.aep or not mm.space:
             return
         known = mm.entry_sites.get(site)
-        if known is None:
+        if known is None and len(mm.entry_sites) < _SITES_MOST:
             why = "the program's text is to be left as it is" if self._leave_text else ""
             known = mm.entry_sites[site] = self._look_at(tracee, site, _EENTER, why)
-        self._go_on_with(tracee, site, known, None)
+        if known is not None:
+            self._go_on_with(tracee, site, known, None)
 
     def on_eexit(self, tracee: "Tracee", site: int, thread: "Thread") -> None:
         """Hear that an EEXIT was carried out at an ENCLU, by whoever was inside by a TCS."""
         exits = self.exits_of(tracee, thread)
         known = exits.sites.get(site)
-        if known is None:
+        if known is None and len(exits.sites) < _SITES_MOST:
             why = exits.why
             if self._leave_text:
                 why = "the enclave's text is to be left as it is"
             known = exits.sites[site] = self._look_at(tracee, site, _EEXIT, why)
-        self._go_on_with(tracee, site, known, thread.secs)
+        if known is not None:
+            self._go_on_with(tracee, site, known, thread.secs)
 
     def on_entered(self, tracee: "Tracee", thread: "Thread") -> None:
         """Hear that an enclave was entered by a leaf: a TCS of it that was not known yet may be like another."""
@@ -332,8 +337,11 @@ class TransitionSites:
             if room is None:
                 self._leave(known, "no room for a slot is within its reach")
                 return
+            moved = moved_code(known.code, known.move, room.next())
+            if not moved:
+                self._leave(known, "what stands before its ENCLU cannot be executed in a slot")
+                return
             known.slot = room.next()
-            moved = moved_code(known.code, known.move, known.slot)
             room.slots.append(Slot(site, known.move, _move_length(moved), len(moved)))
             tracee.mm.write(known.slot, self._slot(tracee.mm, site, known, moved, secs))
         known.tries += 1
@@ -341,8 +349,10 @@ class TransitionSites:
             if known.tries == _TRIES:
                 self._leave(known, "other threads could not be held to change its code")
         elif secs is None:
-            tracee.mm.write(known.move, jump(known.move, known.slot))
-            known.state = _CHANGED
+            # The thread has carried out calls since it was looked at, and others have run.
+            if tracee.mm.read(known.move, len(known.code)) == known.code:
+                tracee.mm.write(known.move, jump(known.move, known.slot))
+                known.state = _CHANGED
         else:
             self._change_eexit(tracee.mm, known, self._exits[secs.eid])
 
@@ -365,6 +375,11 @@ class TransitionSites:
             self._leave(known, "several programs have mapped the enclave")
             return
         elrange: MemfdElrange = vma.file.elrange
+        # Meanwhile the page may have gone, and what is written to a hole would make it one of zeros.
+        if vma.file.encl.translate(known.move & -n.PAGE_SIZE) is None:
+            return
+        if elrange.read(known.move, len(known.code)) != known.code:
+            return
         elrange.change(known.move, jump(known.move, known.slot), lambda: self._evicted(known))
         known.state = _CHANGED
         exits.home = mm.enclaves
