@@ -112,6 +112,12 @@ def moved_code(code: bytes, start: int, at: int) -> bytes:
     return bytes(moved) if decoder.position == len(code) else b""
 
 
+def _code(mm: "Mm", address: int, length: int) -> bytes:
+    """Read code, an enclave's as it holds it: a page of it may be a hole, which nobody touches by a mapping."""
+    vma = mm.enclaves.find(address) if mm.enclaves is not None else None
+    return mm.read(address, length) if vma is None else vma.file.elrange.read(address, length)
+
+
 class Site:
     """One ENCLU: where the MOV before it is, the bytes from there on, and what has become of it."""
 
@@ -255,9 +261,8 @@ class TransitionSites:
     def _look_at(self, tracee: "Tracee", site: int, leaf: int, why: str) -> Site:
         code = b""
         if not why:
-            # The page before may be a hole, which nobody touches from outside.
             length = min(MOVED_WITH_ENCLU_MOST, site % n.PAGE_SIZE)
-            code = tracee.mm.read(site - length, length)
+            code = _code(tracee.mm, site - length, length)
             found = leaf_move(code, leaf)
             code = code[found:] if found >= 0 else b""
             if not code or not moved_code(code, site - len(code), site - len(code)):
@@ -326,7 +331,7 @@ class TransitionSites:
     # -- the change ---------------------------------------------------------------------------
 
     def _change(self, tracee: "Tracee", site: int, known: Site, secs: "SecsPage | None") -> None:
-        if tracee.mm.read(known.move, len(known.code)) != known.code:
+        if _code(tracee.mm, known.move, len(known.code)) != known.code:
             self._leave(known, "its code has changed")
             return
         if known.move % n.PAGE_SIZE > n.PAGE_SIZE - JUMP_SIZE:
@@ -350,7 +355,7 @@ class TransitionSites:
                 self._leave(known, "other threads could not be held to change its code")
         elif secs is None:
             # The thread has carried out calls since it was looked at, and others have run.
-            if tracee.mm.read(known.move, len(known.code)) == known.code:
+            if _code(tracee.mm, known.move, len(known.code)) == known.code:
                 tracee.mm.write(known.move, jump(known.move, known.slot))
                 known.state = _CHANGED
         else:
@@ -378,7 +383,7 @@ class TransitionSites:
         # Meanwhile the page may have gone, and what is written to a hole would make it one of zeros.
         if vma.file.encl.translate(known.move & -n.PAGE_SIZE) is None:
             return
-        if elrange.read(known.move, len(known.code)) != known.code:
+        if _code(mm, known.move, len(known.code)) != known.code:
             return
         elrange.change(known.move, jump(known.move, known.slot), lambda: self._evicted(known))
         known.state = _CHANGED
