@@ -93,6 +93,11 @@
 	save_flags
 	mov	%eax, FLAGS
 	hidden	softsgx_eenter_saved
+	mov	%rcx, %rax
+	sar	$47, %rax
+	inc	%rax
+	cmp	$1, %rax
+	ja	.Ltrap
 	mov	softsgx_table(%rip), %rdi
 	test	%rdi, %rdi
 	jz	.Ltrap
@@ -190,7 +195,7 @@
 	.cfi_endproc
 
 	/*
-	 * EEXIT, from a slot (run/exit_sites.py) that has found the TCS by the
+	 * EEXIT, from a slot (run/transition_sites.py) that has found the TCS by the
 	 * enclave's own base: RCX = ThreadRecord, RBX as for the leaf; RAX and RCX
 	 * are dead. No stack: it may be the enclave's.
 	 */

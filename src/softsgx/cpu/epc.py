@@ -49,17 +49,15 @@ class Epc:
     """The enclave page cache of so many pages; an index out of range is the caller's bug."""
 
     __slots__ = (
-        *(
-            "addresses",
-            "blocked",
-            "busy",
-            "contents",
-            "modified",
-            "open",
-            "owners",
-            "pages",
-            "words",
-        ),
+        "addresses",
+        "blocked",
+        "busy",
+        "contents",
+        "modified",
+        "open",
+        "owners",
+        "pages",
+        "words",
     )
 
     def __init__(self, pages: int) -> None:

@@ -174,11 +174,12 @@ class LogicalProcessor:
         """The TCS by which the thread is inside, if it is: the record says so, whoever has written it."""
         if self.words[_MODE] != MODE_INSIDE:
             return None
-        if self._thread is None or self._taken_by != self._entry():
+        entry = self._entry()
+        if self._thread is None or self._taken_by != entry:
             thread = self.adopt()
             if thread is not None:
                 self.cssa = min(thread.words[CSSA], max(thread.nssa, 1) - 1)
-            self.take(thread)
+            self._thread, self._taken_by = thread, entry
         return self._thread
 
     def take(self, thread: Thread | None) -> None:

@@ -128,6 +128,11 @@ class MemfdElrange:
         self._changes[address] = there, before, gone
         os.pwrite(self.fd, there, address)
 
+    @property
+    def changed(self) -> bool:
+        """Whether anything is there that the enclave does not hold."""
+        return bool(self._changes)
+
     def take_back(self) -> None:
         """Put what the enclave holds where it was changed."""
         changes, self._changes = self._changes, {}

@@ -15,6 +15,7 @@ Source: Documentation/admin-guide/syscall-user-dispatch.rst.
 """
 
 import ctypes
+import os
 import time
 from functools import partial
 
@@ -151,8 +152,11 @@ class Space:
         self._quads[at] = self._quads[at + 1] = _WORD >> 1
         self._quads[at + 2] = 0
 
-    def enter_tcs(self, linaddr: int, record: int, low: int, high: int) -> None:
-        """Let a TCS be found, as long as the mappings of its pages, [low, high), stay what they are."""
+    def enter_tcs(self, linaddr: int, record: int, low: int, high: int) -> bool:
+        """Let a TCS be found, as long as the mappings of its pages, [low, high), stay what they are.
+
+        False where there is no room.
+        """
         known = self._tcss.pop(linaddr, None)
         if known is not None:
             # Another enclave may have been here, and there may be another frame.
@@ -164,7 +168,8 @@ class Space:
                 self._quads[at + 1] = record
                 self._quads[at] = linaddr
                 self._tcss[linaddr] = at, low, high
-                return
+                return True
+        return False
 
     def changed(self, start: int, end: int) -> None:
         """Hear that mappings change: the leaf shall look at what lies there."""
@@ -189,6 +194,7 @@ class FastPath:
         self._records = records
         self._observer = observer
         self._shut = vdso.shut()
+        self._filters = _filters(os.getpid())
         # By the offset of its record: of who enters without a leaf nothing else is known.
         self._threads: dict[int, Thread] = {}
 
@@ -201,6 +207,7 @@ class FastPath:
         """
         thread = lp.thread
         tracee.entered_before = lp.quads[ENTERED]
+        lp.words[_WATCH] = thread.secs.eid & 0xFFFFFFFF if watched and thread is not None else 0
         if thread is None or thread.flags & TCS_DBGOPTIN or thread.abandoned is not None:
             return
         mm = tracee.mm
@@ -208,7 +215,6 @@ class FastPath:
         offset = self._records.tcs_offset(thread.secs.eid, thread.linaddr)
         if space is None or not offset or not self._registered(tracee, lp, space):
             return
-        lp.words[_WATCH] = thread.secs.eid & 0xFFFFFFFF if watched else lp.words[_WATCH]
         thread.words[_TCS_WATCH] = thread.secs.eid & 0xFFFFFFFF if watched else 0
         self._open(tracee, lp, thread, space, offset, lp.cssa)
         if not ((tracee.sigmask or 0) & n.FAULT_MASK or lp.quads[_HOST_RFLAGS] & RFLAGS_TF):
@@ -245,23 +251,26 @@ class FastPath:
         if tracee.bases == bases:
             return True
         space.forget_thread(tracee)
-        rival = tracee.rival
-        if rival is not None and rival.mm is tracee.mm and not _differ(rival, bases):
-            self._observer.slow("a thread has the FS and GS base of another")
-            return False
-        tracee.rival = None
+        for rival in list(tracee.rivals):
+            if rival.mm is tracee.mm and not _differ(rival, bases):
+                self._observer.slow("a thread has the FS and GS base of another")
+                return False
+            tracee.rivals.discard(rival)
         if not tracee.dispatched and not self._dispatch(tracee):
             self._observer.slow("the thread may not use syscall user dispatch")
             return False
         lp.words[_TAKEN] = tracee.tid << STATE_TID_SHIFT | STATE_OPEN | 1
         record = tracee.mm.records + tracee.record_slot * ThreadRecord.SIZE
         if not space.enter_thread(bases, tracee, record):
-            self._observer.slow("a thread has the FS and GS base of another")
+            self._observer.slow("a thread has the FS and GS base of another, or there are too many")
             return False
         return True
 
     def _dispatch(self, tracee: "Tracee") -> bool:
         mm = tracee.mm
+        # The program's own it is to keep; and what a sandbox of its own does with the call nobody knows.
+        if ptrace.has_dispatch(tracee.tid) or _filters(tracee.tid) > self._filters_of(tracee):
+            return False
         selector = mm.records + tracee.record_slot * ThreadRecord.SIZE + _SELECTOR
         with tracee.injecting() as injector:
             result = injector.call(
@@ -270,6 +279,10 @@ class FastPath:
             )
         tracee.dispatched = not failed(result)
         return tracee.dispatched
+
+    def _filters_of(self, tracee: "Tracee") -> int:
+        process = tracee.process
+        return self._filters + 1 + process.filtered + len(process.guarded)
 
     def _open(
         self,
@@ -301,7 +314,8 @@ class FastPath:
         thread.close = partial(self._shut, self._records.address(offset))
         thread.words[STATE] |= STATE_OPEN
         low, high = min(thread.linaddr, frame), max(thread.linaddr, frame + thread.frame_size - 1)
-        space.enter_tcs(thread.linaddr, tracee.mm.records + offset, low, high + 1)
+        if not space.enter_tcs(thread.linaddr, tracee.mm.records + offset, low, high + 1):
+            self._observer.slow("the program enters by more TCSs than its table has room for")
 
     # -- who has entered, or left, without a leaf -------------------------------------------------
 
@@ -365,14 +379,24 @@ class FastPath:
             space.forget_thread(tracee)
             # Whose bases the new one will give itself is somebody's who is gone.
             space.forget_ended()
-        tracee.rival = child
-        if child.awaited_by is not tracee:
-            # Whichever of the two enters first; but who waits in vfork enters nothing.
-            child.rival = tracee
+        # Whichever of them enters first; but who waits in vfork enters nothing.
+        for other in {tracee, *tracee.rivals}:
+            other.rivals.add(child)
+            if child.awaited_by is not other:
+                child.rivals.add(other)
+
+
+def _filters(tid: int) -> int:
+    """Give how many seccomp filters a thread has (Linux 5.9)."""
+    with open(f"/proc/{tid}/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"Seccomp_filters:"):
+                return int(line.split()[1])
+    return 0
 
 
 def _differ(rival: "Tracee", bases: tuple[int, int]) -> bool:
-    """Tell whether a thread that began with somebody's bases has other ones by now, or has ended."""
+    """Tell whether a thread that has had another's bases, or given it its own, has others by now, or has ended."""
     if rival.ended or rival.bases is not None:
         return True
     regs = ptrace.UserRegs()

@@ -57,10 +57,13 @@ class FastTransitions:
         tracee.site_watched.clear()
         self.stops.give_back(tracee)
         try:
-            _ = lp.thread
+            thread = lp.thread
         except Refused:
             # What it says of itself is of no use.
+            thread = None
             lp.words[_MODE] = MODE_OUTSIDE
+        # From now on it says nothing, whatever its program writes there.
+        lp.adopt = lambda: thread
 
     def forget_enclave(self, eid: int) -> None:
         """Forget an enclave that is gone."""

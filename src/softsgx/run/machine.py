@@ -269,7 +269,9 @@ class Machine:
                 self._release(file)
 
     def _release(self, file: "DeviceFile | LegacyMapping") -> None:
-        if any(tracee.inside and self._uses(tracee, file) for tracee in self._tracees.values()):
+        if self._is_taken(file) or any(
+            tracee.inside and self._uses(tracee, file) for tracee in self._tracees.values()
+        ):
             # Its threads are killed already, but their ends have not been told yet; or they have been
             # driven out, and have not come to where they notice.
             self._doomed.append(file)
@@ -280,6 +282,17 @@ class Machine:
             if self._fast is not None:
                 self._fast.forget_enclave(encl.eid)
             self._records.give_back_enclave(encl.eid)
+
+    def _is_taken(self, file: "DeviceFile | LegacyMapping") -> bool:
+        # Who is about to enter is not inside yet.
+        encl: Encl | None = getattr(file, "encl", None)
+        if self._fast is None or encl is None or encl.secs_page is None:
+            return False
+        secs = self._platform.processor.enclaves.get(encl.secs_page)
+        if secs is None:
+            return False
+        secs.shut()
+        return secs.active()
 
     def _release_doomed(self) -> None:
         doomed, self._doomed = self._doomed, []

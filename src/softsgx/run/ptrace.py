@@ -32,6 +32,7 @@ PTRACE_LISTEN = 0x4208
 PTRACE_PEEKSIGINFO = 0x4209
 PTRACE_GETSIGMASK = 0x420A
 PTRACE_SETSIGMASK = 0x420B
+PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211
 
 PTRACE_O_TRACESYSGOOD = 1
 PTRACE_O_TRACEFORK = 1 << 1
@@ -52,6 +53,7 @@ NT_X86_XSTATE = 0x202
 WALL = 0x40000000
 
 SIGINFO_SIZE = 128
+_DISPATCH_SIZE = 32  # struct ptrace_sud_config; mode comes first
 XSTATE_MAX = 16 * 1024  # AMX raises it to about 11 KiB
 
 
@@ -346,6 +348,15 @@ def has_ended(tid: int) -> bool:
         return os.waitid(os.P_PID, tid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
         return True
+
+
+def has_dispatch(tid: int) -> bool:
+    """Tell whether a stopped thread has syscall user dispatch (Linux 6.4; before that nobody can tell)."""
+    try:
+        _call(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, _DISPATCH_SIZE, _siginfo_at)
+    except OSError:
+        return False
+    return bool(int.from_bytes(_siginfo.raw[:8], "little"))
 
 
 def stands(tid: int) -> bool:

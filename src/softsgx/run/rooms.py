@@ -42,7 +42,7 @@ class Room:
 
     def __init__(self, start: int) -> None:
         self.start = start
-        self.slots: list[Slot] = []
+        self.slots: list[Slot | None] = []  # None is free again
 
     def copy(self) -> "Room":
         """Give that of a forked child."""
@@ -52,8 +52,20 @@ class Room:
 
     def next(self) -> int:
         """Give the address of the next free slot; 0 for none."""
-        at = len(self.slots) * TRANSITION_SLOT_SIZE
+        number = self.slots.index(None) if None in self.slots else len(self.slots)
+        at = number * TRANSITION_SLOT_SIZE
         return self.start + at if at < ROOM_SIZE else 0
+
+    def lend(self, slot: Slot) -> int:
+        """Lend the next free slot, of which there is one; give its address."""
+        at = self.next()
+        number = (at - self.start) // TRANSITION_SLOT_SIZE
+        self.slots[number : number + 1] = [slot]
+        return at
+
+    def give_back(self, at: int) -> None:
+        """Take back the slot at an address, whose enclave is gone."""
+        self.slots[(at - self.start) // TRANSITION_SLOT_SIZE] = None
 
     def reaches(self, address: int) -> bool:
         """Tell whether a jump at an address reaches every slot, and one of theirs that address."""
@@ -65,7 +77,8 @@ def slot_at(mm: "Mm", address: int) -> tuple[Slot, int] | None:
     for room in mm.rooms:
         number, offset = divmod(address - room.start, TRANSITION_SLOT_SIZE)
         if 0 <= number < len(room.slots):
-            return room.slots[number], offset
+            slot = room.slots[number]
+            return None if slot is None else (slot, offset)
     return None
 
 

@@ -152,7 +152,7 @@ class Tracee:
         # Of transitions that do not trap (fast_path): the bases by which it is found, who else may have
         # them, whether its system calls are dispatched, and how often it had entered so at its last trap.
         self.bases: tuple[int, int] | None = None
-        self.rival: Tracee | None = None
+        self.rivals: set[Tracee] = set()
         self.dispatched = False
         self.entered_before = 0
         self.site_watched: dict[int, tuple[int, int]] = {}  # by leaf, a MOV and its ENCLU

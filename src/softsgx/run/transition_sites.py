@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from softsgx.run.mm import Mm
     from softsgx.run.observe import Observer
     from softsgx.run.records import RecordTable
+    from softsgx.run.rooms import Room
     from softsgx.run.tracee import Tracee
     from softsgx.run.vdso import VdsoImage
 
@@ -121,13 +122,14 @@ def _code(mm: "Mm", address: int, length: int) -> bytes:
 class Site:
     """One ENCLU: where the MOV before it is, the bytes from there on, and what has become of it."""
 
-    __slots__ = ("code", "move", "passed", "slot", "state", "tries")
+    __slots__ = ("code", "move", "passed", "room", "slot", "state", "tries")
 
     def __init__(self, move: int, code: bytes, state: int) -> None:
         self.move = move
         self.code = code
         self.state = state
         self.slot = 0
+        self.room: Room | None = None
         self.passed = 0
         self.tries = 0
 
@@ -189,6 +191,9 @@ class Exits:
         if self.offset >= 0:
             self._records.give_back_exits(self.offset)
             self.offset = -1
+        for known in self.sites.values():
+            if known.room is not None:
+                known.room.give_back(known.slot)
 
 
 class TransitionSites:
@@ -346,8 +351,8 @@ class TransitionSites:
             if not moved:
                 self._leave(known, "what stands before its ENCLU cannot be executed in a slot")
                 return
-            known.slot = room.next()
-            room.slots.append(Slot(site, known.move, _move_length(moved), len(moved)))
+            slot = Slot(site, known.move, _move_length(moved), len(moved))
+            known.room, known.slot = room, room.lend(slot)
             tracee.mm.write(known.slot, self._slot(tracee.mm, site, known, moved, secs))
         known.tries += 1
         if not self._hold(tracee):
@@ -416,9 +421,10 @@ class TransitionSites:
         for known in [k for e in self._exits.values() for k in e.sites.values()]:
             if known.state != _LEFT and encl.base <= known.move < encl.base + encl.size:
                 self._leave(known, "several programs have mapped the enclave")
-        while not all(self._hold(tracee, enclaves) for enclaves in list(encl.mm_list)):
-            tracee.pause()
-        file.elrange.take_back()
+        if file.elrange.changed:
+            while not all(self._hold(tracee, enclaves) for enclaves in list(encl.mm_list)):
+                tracee.pause()
+            file.elrange.take_back()
 
     def _hold(self, tracee: "Tracee", enclaves: "EnclMm | None" = None) -> bool:
         """Let every other thread of an address space stand; tell whether they do.
@@ -426,12 +432,14 @@ class TransitionSites:
         They go on when the supervisor waits next.
         """
         wanted = tracee.mm.enclaves if enclaves is None else enclaves
+        # Who waits in vfork stands, and cannot be stopped.
+        awaiting = {other.awaited_by for other in self._tracees.values() if not other.ended}
         others = [
             other
             for other in self._tracees.values()
-            if other.mm.enclaves is wanted and other is not tracee and not other.ended
+            if other.mm.enclaves is wanted and not other.ended and other not in awaiting
         ]
-        moving = [other for other in others if not ptrace.stands(other.tid)]
+        moving = [o for o in others if o is not tracee and not ptrace.stands(o.tid)]
         for other in moving:
             try:
                 ptrace.interrupt(other.tid)
