@@ -253,7 +253,8 @@ def _claim(lp: LogicalProcessor, regs: Registers, thread: Thread, cssa: int) -> 
     words[CSSA] = cssa
     quads[THREAD] = 0
     quads[AEP] = aep
-    words[STATE] = lp.words[_TID] << STATE_TID_SHIFT | TCS_ACTIVE
+    # A program that has changed its record may have made it no thread's id.
+    words[STATE] = (lp.words[_TID] << STATE_TID_SHIFT | TCS_ACTIVE) & 0xFFFF_FFFF
     thread.cycle = thread.secs.cycle
     lp.take(thread)
     lp.cssa = cssa

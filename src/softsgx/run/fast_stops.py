@@ -102,7 +102,7 @@ class FastStops:
         if lp is None:
             return
         if vdso.eenter_counted <= at < vdso.eenter_inside:
-            lp.quads[ENTERED] -= 1
+            lp.quads[ENTERED] = max(lp.quads[ENTERED] - 1, 0)
             regs.fsbase, regs.gsbase = lp.quads[_HOST_FSBASE], lp.quads[_HOST_GSBASE]
         self.give_back(tracee)
 
@@ -128,7 +128,8 @@ class FastStops:
             regs.rbx = quads[_RBX]
             _set_flags(regs, quads[_FLAGS])
         if lp.words[_MODE] != MODE_OUTSIDE:
-            quads[LEFT] -= at == vdso.eexit_counted
+            if at == vdso.eexit_counted:
+                quads[LEFT] = max(quads[LEFT] - 1, 0)
             self._before_eexit(tracee, quads[_SITE])
             return
         regs.rax = _EEXIT

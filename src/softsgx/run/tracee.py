@@ -262,7 +262,14 @@ class Tracee:
 
     def store_regs(self) -> None:
         """Write the registers at a stop."""
-        ptrace.set_regs(self.tid, self.regs)
+        try:
+            ptrace.set_regs(self.tid, self.regs)
+        except OSError as error:
+            # By an SSA frame, or a record, that somebody has written.
+            raise Refused(
+                f"process {self.process.pid}: thread {self.tid} would have registers that no program can "
+                f"have (FS base {self.regs.fsbase:#x}, GS base {self.regs.gsbase:#x})"
+            ) from error
 
     def go_on(self, signal: int = 0) -> None:
         """Let the thread run on as its mode wants it: inside, the kernel carries out no call."""
