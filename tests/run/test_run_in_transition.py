@@ -130,6 +130,13 @@ def test_a_tcs_can_be_entered_after_who_was_killed_in_a_transition(
     stopped(softsgx, image, "kill", places)
 
 
+def test_an_eenter_needs_no_stack(softsgx: "Harness") -> None:
+    words = (softsgx.program("stack_edge"), *softsgx.enclave_of("transitions_enclave"))
+    ended = softsgx.run(*words)
+    assert "not ok" not in ended.out, ended
+    assert ended.out.endswith("finished\n"), ended
+
+
 def test_an_interrupt_in_a_transition_is_an_aex_of_who_is_inside(
     softsgx: "Harness", image: VdsoImage, places: list[str]
 ) -> None:
