@@ -32,7 +32,7 @@ PTRACE_LISTEN = 0x4208
 PTRACE_PEEKSIGINFO = 0x4209
 PTRACE_GETSIGMASK = 0x420A
 PTRACE_SETSIGMASK = 0x420B
-PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211
+_GET_DISPATCH = 0x4211  # PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, younger than many headers
 
 PTRACE_O_TRACESYSGOOD = 1
 PTRACE_O_TRACEFORK = 1 << 1
@@ -353,7 +353,7 @@ def has_ended(tid: int) -> bool:
 def has_dispatch(tid: int) -> bool:
     """Tell whether a stopped thread has syscall user dispatch (Linux 6.4; before that nobody can tell)."""
     try:
-        _call(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, _DISPATCH_SIZE, _siginfo_at)
+        _call(_GET_DISPATCH, tid, _DISPATCH_SIZE, _siginfo_at)
     except OSError:
         return False
     return bool(int.from_bytes(_siginfo.raw[:8], "little"))
