@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _EENTER, _EEXIT = 2, 4
 _STACK = struct.Struct("<6Q")  # TARGET, FLAGS, RDI, RDX, AEP, BEHIND
-_STACK_AT, _BEHIND_AT = 176, 136
+_STACK_AT = 176
 _BYTE_FLAGS = RFLAGS_SF | RFLAGS_ZF | RFLAGS_AF | RFLAGS_PF | RFLAGS_CF
 
 _SELECTOR = ThreadRecord.OFFSETS["selector"]
@@ -80,11 +80,10 @@ class FastStops:
 
     def _in_eenter(self, tracee: "Tracee", at: int) -> None:
         regs, vdso, lp = tracee.regs, self._vdso, tracee.lp
-        # Each word has been written where the code has come behind it, so that its page is there.
-        kept = at >= vdso.eenter_saved
-        start = regs.rsp - (_STACK_AT if kept else _BEHIND_AT)
-        stack = tracee.mm.read(start, regs.rsp - _BEHIND_AT + 8 - start)
-        _, flags, rdi, rdx, aep, behind = _STACK.unpack(stack.rjust(_STACK.size, b"\0"))
+        # Word by word: where the stack ends, the store of one has faulted, and the others are there.
+        places = range(regs.rsp - _STACK_AT, regs.rsp - _STACK_AT + _STACK.size, 8)
+        stack = b"".join(tracee.mm.read(place, 8).ljust(8, b"\0") for place in places)
+        _, flags, rdi, rdx, aep, behind = _STACK.unpack(stack)
         if vdso.eenter_inside <= at < vdso.eenter_trap:
             thread = lp.thread if lp is not None else None
             if thread is None:
@@ -94,7 +93,7 @@ class FastStops:
             return
         if at == vdso.eenter:
             behind = regs.rax
-        if kept:
+        if at >= vdso.eenter_saved:
             regs.rcx, regs.rdx, regs.rdi = aep, rdx, rdi
             _set_flags(regs, flags)
         regs.rax = _EENTER
