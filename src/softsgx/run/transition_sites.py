@@ -20,6 +20,7 @@ import time
 
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
+from softsgx.run.path_sites import executable_files
 from softsgx.run.ptrace import TraceeGone
 from softsgx.run.rooms import Slot, room_near
 from softsgx.run.slots import (
@@ -117,6 +118,15 @@ def _code(mm: "Mm", address: int, length: int) -> bytes:
     """Read code, an enclave's as it holds it: a page of it may be a hole, which nobody touches by a mapping."""
     vma = mm.enclaves.find(address) if mm.enclaves is not None else None
     return mm.read(address, length) if vma is None else vma.file.elrange.read(address, length)
+
+
+def _is_text(tracee: "Tracee", address: int) -> bool:
+    """Tell whether an address lies in private text of a file: what is written there is this program's alone, and stays."""
+    try:
+        with open(f"/proc/{tracee.tid}/maps", "rb") as maps:
+            return any(low <= address < high for low, high in executable_files(maps))
+    except OSError:
+        return False
 
 
 class Site:
@@ -224,7 +234,9 @@ class TransitionSites:
             return
         known = mm.entry_sites.get(site)
         if known is None and len(mm.entry_sites) < _SITES_MOST:
-            why = "the program's text is to be left as it is" if self._leave_text else ""
+            why = "" if _is_text(tracee, site) else "its ENCLU is not in the text of a file"
+            if self._leave_text:
+                why = "the program's text is to be left as it is"
             known = mm.entry_sites[site] = self._look_at(tracee, site, _EENTER, why)
         if known is not None:
             self._go_on_with(tracee, site, known, None)
@@ -382,7 +394,9 @@ class TransitionSites:
         if vma is None:
             return
         if vma.file.encl.mm_list != [mm.enclaves]:
-            self._leave(known, "several programs have mapped the enclave")
+            # A forked child may be about to execute something else.
+            if known.tries >= _TRIES:
+                self._leave(known, "several programs have mapped the enclave")
             return
         elrange: MemfdElrange = vma.file.elrange
         # Meanwhile the page may have gone, and what is written to a hole would make it one of zeros.
