@@ -354,7 +354,8 @@ class TransitionSites:
         if known.move % n.PAGE_SIZE > n.PAGE_SIZE - JUMP_SIZE:
             self._leave(known, "its MOV lies across two pages")
             return
-        if not known.slot:
+        if known.room not in tracee.mm.rooms:
+            # There is no slot yet, or it is in a program that has made this one, or was made by it.
             room = room_near(tracee, known.move)
             if room is None:
                 self._leave(known, "no room for a slot is within its reach")
