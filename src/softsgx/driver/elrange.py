@@ -40,6 +40,8 @@ class MemfdElrange:
         self._kept: list[tuple[int, int]] | None = None
         # By address: what is there instead, what the enclave holds, and whom to tell when it is gone.
         self._changes: dict[int, tuple[bytes, bytes, Callable[[], None]]] = {}
+        # All of them lie between these two, which every page that moves is compared with.
+        self._first_change, self._end_of_changes = 0, 0
         self.fd = os.memfd_create(f"sgx_{kind}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, ELRANGE_SIZE)
@@ -70,7 +72,7 @@ class MemfdElrange:
             if not more:
                 raise ValueError(f"{address:#x}+{length:#x} is beyond the address space")
             data += more
-        if self._changes and (found := self._changed(address, length)):
+        if found := self._changed(address, length):
             held = bytearray(data)
             for at, (there, before, _) in found:
                 low, high = max(at, address), min(at + len(there), address + length)
@@ -89,13 +91,15 @@ class MemfdElrange:
         if done < 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), "sgx_enclave")
-        if self._changes and (found := self._changed(address, done)):
+        if found := self._changed(address, done):
             self._put_back(found, address, iovec, count)
         return done
 
     def _changed(
         self, address: int, length: int
     ) -> list[tuple[int, tuple[bytes, bytes, Callable[[], None]]]]:
+        if not (address < self._end_of_changes and self._first_change < address + length):
+            return []
         return [
             (at, change)
             for at, change in self._changes.items()
@@ -125,7 +129,11 @@ class MemfdElrange:
     def change(self, address: int, there: bytes, gone: Callable[[], None]) -> None:
         """Put bytes of ours where the enclave executes its own, on one page; ``gone`` hears when that has left."""
         before = self.read(address, len(there))
+        if not self._changes:
+            self._first_change, self._end_of_changes = address, 0
         self._changes[address] = there, before, gone
+        self._first_change = min(self._first_change, address)
+        self._end_of_changes = max(self._end_of_changes, address + len(there))
         os.pwrite(self.fd, there, address)
 
     @property
@@ -150,7 +158,7 @@ class MemfdElrange:
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Write at a linear address.  A page that was a hole appears whole, by one system call."""
-        if self._changes:
+        if address < self._end_of_changes:
             self._forget(address, len(data))
         if self.place is not None and not len(data) % _PAGE_SIZE:
             done = self.place(address, data)
@@ -169,9 +177,10 @@ class MemfdElrange:
         if self._kept is not None:
             self._kept.append((address, length))
             return
-        for at, (_, _, gone) in self._changed(address, length):
-            del self._changes[at]
-            gone()
+        if address < self._end_of_changes:
+            for at, (_, _, gone) in self._changed(address, length):
+                del self._changes[at]
+                gone()
         mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
         if length and _libc.fallocate(self.fd, mode, address, length):
             number = ctypes.get_errno()

@@ -208,7 +208,8 @@ class Reclaimer:
                 in_use.append(page)
                 continue
             # By what gives way nobody enters from now on, or is inside by now.
-            epc.shut(page)
+            if page in epc.open:
+                epc.shut(page)
             if owner not in kept:
                 kept[owner] = held(cpu.enclaves[owner])
             address = epc.addresses[page]
