@@ -289,7 +289,8 @@ class Machine:
         if self._fast is None or encl is None or encl.secs_page is None:
             return False
         secs = self._platform.processor.enclaves.get(encl.secs_page)
-        if secs is None:
+        # Of one that was killed the page is another's by now.
+        if secs is None or secs.eid != encl.eid:
             return False
         secs.shut()
         return secs.active()
