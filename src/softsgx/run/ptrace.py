@@ -64,8 +64,7 @@ class TraceeGone(Exception):
 _ERRNO_FLOOR = 0xFFFFFFFFFFFFF000
 
 _libc = ctypes.CDLL(None, use_errno=True)
-# No request waits for the program, so the interpreter's lock is kept: an ecall that traps makes seven.
-_ptrace = ctypes.PyDLL(None, use_errno=True).ptrace
+_ptrace = _libc.ptrace
 _ptrace.restype = ctypes.c_long
 _ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _syscall = _libc.syscall

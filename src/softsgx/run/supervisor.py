@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from softsgx.run.vdso import VdsoImage
 
 _SYSCALL_STOP = n.SIGTRAP | 0x80
-# How many stops are handled at most before the other descriptors get their turn; of traps, which hear the bell.
-_BURST, _TRAPS = 16, 128
+# How many stops are handled at most before the other descriptors get their turn.
+_BURST = 16
 # Seconds between two turns of a thread that waits for something that no descriptor tells.
 _PAUSE = 0.001
 
@@ -168,9 +168,7 @@ class Supervisor:
             if tid in self._tracees:
                 self._tracees[tid].greenlet.switch(status)
         trapped = False
-        for handled in range(_TRAPS):
-            if handled >= _BURST and not trapped:
-                break
+        for _ in range(_BURST):
             try:
                 pid, status = waiter.next_stop() if trapped else waiter.stop()
             except ChildProcessError:
