@@ -171,7 +171,11 @@ def passed_over(tracee: Tracee, code: int, address: int) -> bool:
             if enclaves.settle(injector, vma.start, vma.end):
                 raise Refused(too_many_runs(tracee))
         again = True
-    if again or enclaves.changing:
+    if again:
+        return True
+    if enclaves.changing:
+        # Who changes it may be at a stop that is told of last, while all others fault here again and again.
+        pause(tracee)
         return True
     # Once only: what an instruction wants is not always found by decoding it.
     if not _allows(vma.in_force, _access(tracee, address)):
