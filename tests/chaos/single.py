@@ -62,7 +62,8 @@ def complaints_of(err: str) -> list[str]:
 
 def interpreters_own(err: str) -> bool:
     """Tell whether Python has answered a SIGINT, before softsgx's main() was entered."""
-    return "KeyboardInterrupt" in err and not IN_MAIN.search(err)
+    early = "KeyboardInterrupt" in err or err.startswith("Could not import runpy module")
+    return early and not IN_MAIN.search(err)
 
 
 def names_below(directory: Path) -> set[str]:
