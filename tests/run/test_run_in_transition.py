@@ -137,6 +137,16 @@ def test_an_eenter_needs_no_stack(softsgx: "Harness") -> None:
     assert ended.out.endswith("finished\n"), ended
 
 
+def test_an_aep_that_is_not_canonical_is_the_leafs_to_refuse(softsgx: "Harness") -> None:
+    told = softsgx.directory / "aep_edge.json"
+    words = (softsgx.program("aep_edge"), *softsgx.enclave_of("transitions_enclave"))
+    ended = softsgx.run(*words, options=("--stats-json", told))
+    assert "not ok" not in ended.out, ended
+    assert ended.out.endswith("finished\n"), ended
+    # Nothing is shown by entries that all trap.
+    assert json.loads(told.read_text())["eenter_fast"] > 0
+
+
 def test_an_interrupt_in_a_transition_is_an_aex_of_who_is_inside(
     softsgx: "Harness", image: VdsoImage, places: list[str]
 ) -> None:

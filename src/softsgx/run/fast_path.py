@@ -14,12 +14,12 @@ PTRACE_SYSEMU. That needs a system call of the thread itself, once.
 Source: Documentation/admin-guide/syscall-user-dispatch.rst.
 """
 
-import ctypes
 import os
 import time
 from functools import partial
 
-from softsgx.arch.attributes import TCS_DBGOPTIN
+from softsgx.arch.attributes import TCS_ACTIVE, TCS_DBGOPTIN
+from softsgx.arch.structures import Gprsgx
 from softsgx.arch.thread import STATE_OPEN, STATE_TID_SHIFT, TcsRecord, ThreadRecord
 from softsgx.cpu.registers import RFLAGS_TF
 from softsgx.cpu.secs import AEP, CSSA, STATE, THREAD
@@ -28,6 +28,7 @@ from softsgx.errors import Fault
 from softsgx.run import numbers as n
 from softsgx.run import ptrace
 from softsgx.run.mm import Refused
+from softsgx.run.probes import fsgsbase
 from softsgx.run.ptrace import TraceeGone, failed
 
 TYPE_CHECKING = False
@@ -51,8 +52,6 @@ _WORD = (1 << 64) - 1
 _PR_SET_SYSCALL_USER_DISPATCH = 59
 _PR_SYS_DISPATCH_ON = 1
 
-_AT_HWCAP2 = 26
-_HWCAP2_FSGSBASE = 1 << 1
 _BMI2 = 1 << 8  # CPUID.7:EBX
 
 _THREAD_WORDS = {name: at // 4 for name, at in ThreadRecord.OFFSETS.items()}
@@ -68,7 +67,7 @@ _TCS_FIELDS = {name: at // 8 for name, at in TcsRecord.OFFSETS.items()}
 _ENTRY, _FSBASE, _GSBASE = _TCS_FIELDS["entry"], _TCS_FIELDS["fsbase"], _TCS_FIELDS["gsbase"]
 _URSP = _TCS_FIELDS["ursp"]
 _TCS_WATCH = TcsRecord.OFFSETS["watch"] // 4
-_GPRSGX_URSP = 144
+_GPRSGX_URSP = Gprsgx.OFFSETS["ursp"]
 _STOPS_WITHIN = 0.02  # seconds
 # A thread that runs may leave and enter again while its record is looked at.
 _LOOKS = 16
@@ -76,9 +75,7 @@ _LOOKS = 16
 
 def missing(vdso: "VdsoImage") -> str:
     """Say what this host's processor or kernel lacks for it; empty if nothing."""
-    getauxval = ctypes.CDLL(None).getauxval
-    getauxval.restype, getauxval.argtypes = ctypes.c_ulong, (ctypes.c_ulong,)
-    if not getauxval(_AT_HWCAP2) & _HWCAP2_FSGSBASE:
+    if not fsgsbase().ok:
         return "this host's kernel or processor has no FSGSBASE"
     if not vdso.native_cpuid(7)[1] & _BMI2:
         return "this host's processor has no BMI2"
@@ -259,7 +256,7 @@ class FastPath:
         if not tracee.dispatched and not self._dispatch(tracee):
             self._observer.slow("the thread may not use syscall user dispatch")
             return False
-        lp.words[_TAKEN] = tracee.tid << STATE_TID_SHIFT | STATE_OPEN | 1
+        lp.words[_TAKEN] = tracee.tid << STATE_TID_SHIFT | STATE_OPEN | TCS_ACTIVE
         record = tracee.mm.records + tracee.record_slot * ThreadRecord.SIZE
         if not space.enter_thread(bases, tracee, record):
             self._observer.slow("a thread has the FS and GS base of another, or there are too many")

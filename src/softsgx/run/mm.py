@@ -62,9 +62,8 @@ class Mm:
         # Transitions that do not trap (fast_path, transition_sites): the table of their records, where the
         # image is told of it, the program's own ENCLUs, and where there is room for slots that stand for ENCLUs.
         self.space: Space | None = None
-        self.transitions = (
-            False  # a thread may stop in the midst of one: there is a table, or are slots
-        )
+        # A thread may stop in the midst of one: there is a table, or are slots.
+        self.transitions = False
         self._table_at = 0
         self.entry_sites: dict[int, Site] = {}
         self.rooms: list[Room] = []

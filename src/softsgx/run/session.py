@@ -164,8 +164,8 @@ def run_program(
     `backing` is what default_stores.default_store takes: where the enclaves' evicted pages go; `policy`
     names which of them go first (driver/nodes.py). `stats`
     says on standard error what happened, `stats_json` takes it as one JSON object. With `leave_text` no
-    byte of any program's text is changed, without `fast_path` every EENTER and EEXIT traps. `aex_every` says how often threads are made to leave their enclave
-    (run/aex_every.py). At the port `gdb`, gdb may debug the program. `isolation` is none or strict
+    byte of any program's text is changed, without `fast_path` every EENTER and EEXIT traps. `aex_every` says
+    how often threads are made to leave their enclave (run/aex_every.py). At the port `gdb`, gdb may debug the program. `isolation` is none or strict
     (run/isolation.py). `observer` is told of everything, if it is given, instead of one that is made of
     `trace`, `stats` and `stats_json`. `extraction` takes the enclaves as they are built.
     """

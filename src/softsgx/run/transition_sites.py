@@ -360,6 +360,9 @@ class TransitionSites:
             if room is None:
                 self._leave(known, "no room for a slot is within its reach")
                 return
+            if known.state != _PROVEN:
+                # Another thread was faster, while this one made room.
+                return
             moved = moved_code(known.code, known.move, room.next())
             if not moved:
                 self._leave(known, "what stands before its ENCLU cannot be executed in a slot")

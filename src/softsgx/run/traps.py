@@ -74,14 +74,16 @@ class Traps:
         if signal in n.FAULT_SIGNALS:
             info = ptrace.get_siginfo(tracee.tid)
             _, _, code, address = SIGINFO_HEAD.unpack_from(info)
-            if code > 0 and moved and signal == n.SIGTRAP:
-                # A single step: it is told where the thread is seen.
-                address = tracee.regs.rip
-                ptrace.set_siginfo(tracee.tid, siginfo(signal, code, address))
             if code > 0 and moved and signal != n.SIGTRAP:
                 self._enclaves().judged_by_leaf(tracee, signal)
                 return
             if code > 0:
+                if moved:
+                    # A single step: it is told where the thread is seen.
+                    address = tracee.regs.rip
+                    ptrace.set_siginfo(tracee.tid, siginfo(signal, code, address))
+                elif not tracee.mm.transitions:
+                    tracee.load_regs()
                 self._on_fault(tracee, signal, code, address)
                 return
             if tracee.inside and (tracee.sigmask or 0) & bit(signal):
@@ -112,7 +114,8 @@ class Traps:
             self._on_fault(tracee, n.SIGBUS, BUS_ADRERR, address)
 
     def _on_fault(self, tracee: Tracee, signal: int, code: int, address: int) -> None:
-        regs = tracee.load_regs()
+        # Its registers are loaded.
+        regs = tracee.regs
         if signal == n.SIGTRAP and self._is_debuggers(tracee, code):
             return
         if signal == n.SIGSYS and tracee.inside and code == _SYS_USER_DISPATCH:
